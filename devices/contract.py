@@ -1,0 +1,374 @@
+"""The contract between pumps and everything above them.
+
+bytes (`Capture`) → `decode` → records, faults, anchors (`Decoded`) → `assemble` → the events of one pump in the order of its log (`Log`).
+
+Both steps are pure and total: what cannot be read is a fault with its raw bytes, never an exception. Records and events
+are columns (Arrow); the field names are declared once, here. The vocabulary is closed: an adapter maps into it and
+invents nothing. What the kinds mean stands in docs/semantics.md §1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from devices.dialogue import Dialogue
+
+
+class Kind(StrEnum):
+    """What one event says."""
+
+    DELIVERY_START = "delivery_start"
+    DELIVERY_STOP = "delivery_stop"
+    DELIVERY_COMPLETE = "delivery_complete"
+    RATE_CHANGE = "rate_change"
+    BOLUS_REQUESTED = "bolus_requested"
+    BOLUS_DELIVERED = "bolus_delivered"
+    DEMAND_GRANTED = "demand_granted"
+    DEMAND_DENIED = "demand_denied"
+    LIMIT_REACHED = "limit_reached"
+    LIMIT_CLEARED = "limit_cleared"
+    PRIMING_STARTED = "priming_started"
+    PRIMING_DONE = "priming_done"
+    RESERVOIR_CHANGE = "reservoir_change"
+    ALARM_RAISED = "alarm_raised"
+    ALARM_CLEARED = "alarm_cleared"
+    CLOCK_CHANGE = "clock_change"
+    POWER_ON = "power_on"
+    POWER_OFF = "power_off"
+    NEW_PATIENT = "new_patient"
+    SETTINGS_CHANGE = "settings_change"
+    COUNTERS_CLEARED = "counters_cleared"
+    DAILY_TOTAL = "daily_total"
+    DEVICE_LINK = "device_link"
+    DATA_GAP = "data_gap"
+    DATA_CORRUPTION = "data_corruption"
+    OTHER = "other"
+
+
+HOLES = frozenset({Kind.DATA_GAP, Kind.DATA_CORRUPTION})
+
+
+class Source(StrEnum):
+    """Which part of a therapy delivers."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+    PCA = "pca"
+    LOADING = "loading"
+    CLINICIAN = "clinician"
+    INTERMITTENT = "intermittent"
+    BASAL = "basal"
+    KVO = "kvo"
+
+
+class Target(StrEnum):
+    """What a priming fills."""
+
+    TUBING = "tubing"
+    CANNULA = "cannula"
+    UNKNOWN = "unknown"
+
+
+class At(StrEnum):
+    """Which instant the time of a bolus names."""
+
+    START = "start"
+    END = "end"
+
+
+class AlarmClass(StrEnum):
+    """Why an alarm sounds."""
+
+    OCCLUSION = "occlusion"
+    AIR = "air"
+    EMPTY = "empty"
+    NO_DELIVERY = "no_delivery"
+    LOW_RESERVOIR = "low_reservoir"
+    BATTERY = "battery"
+    POWER = "power"
+    CLOCK_LOST = "clock_lost"
+    MALFUNCTION = "malfunction"
+    LIMIT = "limit"
+    OTHER = "other"
+
+
+REASONS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.DELIVERY_STOP: (
+        "unknown",
+        "user",
+        "alarm",
+        "malfunction",
+        "powered_off",
+        "between_doses",
+        "switching",
+        "standby",
+        "transitioning",
+    ),
+    Kind.CLOCK_CHANGE: ("set", "periodic", "loss"),
+    Kind.DEMAND_DENIED: ("unknown", "lockout", "limit"),
+    Kind.PRIMING_DONE: ("unknown", "amount_reached", "aborted", "error"),
+}
+"""The reasons that a kind may give; the first is meant where none is given."""
+
+_TIME = pa.timestamp("ms")
+_UTC = pa.timestamp("ms", "UTC")
+
+CONTENT = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("source", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("at", pa.string()),
+        pa.field("alarm_class", pa.string()),
+        pa.field("stops_delivery", pa.bool_()),
+        pa.field("pump_time", _TIME),
+        pa.field("new_time", _TIME),
+        pa.field("native_ms", pa.int64()),
+        pa.field("rate_ml_h", pa.float64()),
+        pa.field("rate_dose_h", pa.float64()),
+        pa.field("volume_ml", pa.float64()),
+        pa.field("programmed_ml", pa.float64()),
+        pa.field("dose", pa.float64()),
+        pa.field("programmed_dose", pa.float64()),
+        pa.field("dose_unit", pa.string()),
+        pa.field("duration_s", pa.float64()),
+        pa.field("lockout_s", pa.float64()),
+        pa.field("proves", pa.string()),
+        pa.field("native_code", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("raw", pa.binary(), nullable=False),
+    ]
+)
+"""What a record says. `pump_time` naive, as printed (of a clock change: the old time; of a loss: the new one); `new_time` the
+new time of a clock change; `native_ms` elapsed time that the family keeps by itself, where it does; `proves` the source that
+this record shows to deliver (semantics §4, proof); `detail` JSON, "{}" where there is nothing more; `lockout_s` of a setting."""
+
+_IDENTITY = [
+    pa.field("pump_id", pa.string(), nullable=False),
+    pa.field("log_epoch", pa.int32(), nullable=False),
+    pa.field("record_key", pa.string(), nullable=False),
+    pa.field("seq", pa.int64()),
+]
+
+_STOOD = [
+    pa.field("capture", pa.string(), nullable=False),
+    pa.field("part", pa.string()),
+    pa.field("offset", pa.int64(), nullable=False),
+]
+
+RECORDS = pa.schema([*_STOOD, *_IDENTITY, pa.field("page", pa.string()), pa.field("contiguous", pa.bool_()), *CONTENT])
+"""One row a record as decoded from one capture: where it stood (capture hash, part, byte offset or line number), what makes it
+itself, the page it is of (families that have pages), whether its log's sequence numbers leave no holes, what it says."""
+
+EVENTS = pa.schema(
+    [pa.field("event_id", pa.string(), nullable=False), *_IDENTITY, *CONTENT, pa.field("conflict", pa.bool_(), nullable=False)]
+)
+"""One row an event of one pump, in the order of its log, holes included. Time comes later (transforms.clock)."""
+
+FAULTS = pa.schema(
+    [
+        pa.field("fault_id", pa.string(), nullable=False),
+        *_STOOD,
+        pa.field("pump_id", pa.string(), nullable=False),
+        pa.field("log_epoch", pa.int32(), nullable=False),
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("seq", pa.int64()),
+        pa.field("after_seq", pa.int64()),
+        pa.field("before_seq", pa.int64()),
+        pa.field("hole", pa.bool_(), nullable=False),
+        pa.field("raw", pa.binary(), nullable=False),
+    ]
+)
+"""What could not be read, with its bytes. `seq` its own number where that could be read, else the numbers of the readable
+neighbours in its capture; `hole` whether a record may be missing there (a broken header line hides no record)."""
+
+ANCHORS = pa.schema(
+    [
+        pa.field("capture", pa.string(), nullable=False),
+        pa.field("pump_id", pa.string(), nullable=False),
+        pa.field("log_epoch", pa.int32(), nullable=False),
+        pa.field("part", pa.string()),
+        pa.field("after", pa.string()),
+        pa.field("pump_clock", _TIME, nullable=False),
+        pa.field("utc", _UTC, nullable=False),
+        pa.field("round_trip_ms", pa.int64()),
+    ]
+)
+"""Clock anchors: `after` is the record key behind which the clock was read (none: the family's `assemble` knows the place)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The pump's clock (naive, as it prints) and the host's UTC clock, read in the same breath."""
+
+    pump_clock: datetime
+    utc: datetime
+    round_trip_ms: int | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """Bytes as received in one go, and what makes them this capture and no other."""
+
+    data: bytes
+    family: str
+    pump_id: str
+    model: str | None = None
+    part: str | None = None
+    anchor: Anchor | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Its identity: SHA-256 of bytes, family, pump, model, part and anchor (docs/design.md §1)."""
+        anchor = self.anchor
+        head = [
+            hashlib.sha256(self.data).hexdigest(),
+            self.family,
+            self.pump_id,
+            self.model,
+            self.part,
+            anchor and [anchor.pump_clock.isoformat(), anchor.utc.isoformat(), anchor.round_trip_ms, anchor.after],
+        ]
+        return hashlib.sha256(json.dumps(head, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureHead:
+    """What the store remembers of a capture for ever, also when its bytes have gone to the lake: enough to know where to go on."""
+
+    sha256: str
+    data_sha256: str
+    size: int
+    family: str
+    pump_id: str
+    model: str | None
+    part: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one capture gave: RECORDS, FAULTS, ANCHORS."""
+
+    records: pa.Table
+    faults: pa.Table
+    anchors: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedAnchor:
+    """An anchor at its place: `after` is the row of `Log.events` behind which the clock was read."""
+
+    after: int
+    pump_clock_ms: int
+    utc_ms: int
+    round_trip_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The log of one pump, from all its captures.
+
+    `events` (EVENTS) in log order; `event_of_record` gives for each row of the records that went in the event it became or
+    repeats; `gaps_visible` whether the log can show
+    that a record is missing.
+    """
+
+    events: pa.Table
+    anchors: tuple[PlacedAnchor, ...]
+    event_of_record: pa.Array
+    gaps_visible: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """What a family's log tells and does not: the capability page in docs/pumps is printed from it."""
+
+    family: str
+    title: str
+    models: str
+    transport: str
+    source: str
+    identity: str
+    elapsed: str
+    gaps_visible: bool
+    prime_targets: bool
+    demands: bool
+    limits: bool
+    proof: str
+    tells: Mapping[str, str] = field(default_factory=dict)
+    does_not_tell: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Adapter(Protocol):
+    """What the module of a family provides. `download` and `hello` only where the pump is asked."""
+
+    SHEET: Sheet
+
+    def recognise(self, name: str, data: bytes) -> bool:
+        """Whether a file can be of this family (`load` without `--family`)."""
+
+    def read_files(
+        self, files: Sequence[tuple[str, bytes]], *, pump_id: str | None, model: str | None, anchor: Anchor | None
+    ) -> list[Capture]:
+        """The captures of files that were given together: (name, bytes). Raises InputError where they name no pump."""
+
+    def decode(self, capture: Capture) -> Decoded:
+        """Records, faults and anchors of one capture alone. Total: never raises on bytes."""
+
+    def assemble(self, pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Table) -> Log:
+        """The events of one pump from all that was decoded, in any order and however often repeated."""
+
+    def download(self, pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
+        """The reading dialogue that fetches what is not known yet."""
+
+
+def event_id(pump_id: str, record_key: str) -> str:
+    """The id of the event that a record is: 20 hex digits of SHA-256 over pump and record key."""
+    return hashlib.sha256(f"{pump_id}\n{record_key}".encode()).hexdigest()[:20]
+
+
+def dump_detail(detail: Mapping[str, Any]) -> str:
+    """JSON of a detail, with sorted keys, so that equal details are equal text."""
+    return json.dumps(detail, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of RECORDS or EVENTS as an object, for people and tests; fields that a table lacks are None."""
+
+    fields: Mapping[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def views(table: pa.Table) -> list[Event]:
+    """The rows of a table as `Event` views."""
+    return [Event(row) for row in table.to_pylist()]
+
+
+def fault_id(pump_id: str, code: str, place: str, raw: bytes) -> str:
+    """The id of a fault: what was unreadable, and where, not how often it was read."""
+    head = f"{pump_id}\n{code}\n{place}\n".encode()
+    return hashlib.sha256(head + raw).hexdigest()[:20]
+
+
+def table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of this schema; a field that a row lacks is null."""
+    return pa.table({f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}, schema=schema)

@@ -1,0 +1,37 @@
+"""What all tests share: where the captured fixtures are, and which missing parts are failures instead of skips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def need(name: str, present: bool, reason: str) -> None:
+    """Skips with the reason where `name` is absent; fails instead where PUMPLEDGER_REQUIRE names it."""
+    if present:
+        return
+    if name in os.environ.get("PUMPLEDGER_REQUIRE", "").split(","):
+        pytest.fail(f"{reason} (PUMPLEDGER_REQUIRE asks for {name})")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of captured logs."""
+    folder = Path(os.environ.get("PUMPLEDGER_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+    need("fixtures", folder.is_dir(), f"no captured fixtures at {folder}; set PUMPLEDGER_FIXTURES")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mosquitto() -> str:
+    """The path of a real MQTT broker."""
+    found = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    need("mosquitto", found is not None, "no mosquitto on this machine; install it (apt-get install mosquitto)")
+    assert found
+    return found
