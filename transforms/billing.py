@@ -30,13 +30,12 @@ _SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What billing reads: SESSIONS, INTERVALS, SETUPS, DOUBTS, and of each pump the last instant that a capture reaches (UTC ms)."""
+    """What billing reads: SESSIONS, INTERVALS, SETUPS and DOUBTS."""
 
     sessions: pa.Table
     intervals: pa.Table
     setups: pa.Table
     doubts: pa.Table
-    seen_ms: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,8 @@ class _Encounter:
         return self.minutes + sum(span.unknown_ms for span in self.spans) // 60_000
 
 
-def bill(
-    facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_policies: Mapping[str, Any], horizon_ms: int | None = None
-) -> Bill:
-    """The candidate lines, worklist and therapy days of the sessions given, which are all those of their patients.
-
-    `horizon_ms` is the last UTC instant that any capture reaches: an order in force up to it whose pump was not seen is NOT_SYNCED.
-    """
+def bill(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_policies: Mapping[str, Any]) -> Bill:
+    """The candidate lines, worklist and therapy days of some patients: `facts` are all those of their orders' pumps."""
     work = _Worklist()
     spans = _spans(facts, orders)
     setups: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -116,14 +110,36 @@ def bill(
             work.encounter(encounter, found)
         _dwell(encounters, work)
         days += _days(mine)
-    work.unassigned(facts.sessions.to_pylist())
-    work.cuts(doubts, orders)
-    work.not_synced(orders, facts.seen_ms, horizon_ms)
     return Bill(
-        rows_to_table(tables.LINES, lines, sort=("patient_id", "service_date", "order_id", "line_id")),
-        rows_to_table(tables.WORKLIST, list(work.items.values()), sort=("item_id",)),
-        rows_to_table(tables.DAYS, days, sort=("patient_id", "order_id", "date")),
+        rows_to_table(tables.LINES, lines, sort=LINE_ORDER),
+        work.table(),
+        rows_to_table(tables.DAYS, days, sort=DAY_ORDER),
     )
+
+
+LINE_ORDER = ("patient_id", "service_date", "order_id", "line_id")
+DAY_ORDER = ("patient_id", "order_id", "date")
+WORKLIST_ORDER = ("item_id",)
+
+
+def pump_items(sessions: pa.Table, doubts: pa.Table, orders: Orders) -> pa.Table:
+    """The WORKLIST items of pumps rather than patients: deliveries without an order, and cuts in a log."""
+    work = _Worklist()
+    work.unassigned(sessions.to_pylist())
+    work.cuts(doubts.to_pylist(), orders)
+    return work.table()
+
+
+def not_synced(orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: int | None) -> pa.Table:
+    """WORKLIST items for orders in force on dates that no capture of their pump reaches.
+
+    `seen_ms` is, of each pump, the last UTC instant that its captures reach; `horizon_ms` the last that any pump's do: nothing is
+    expected of a pump beyond it.
+    """
+    work = _Worklist()
+    if horizon_ms is not None:
+        work.not_synced(orders, seen_ms, horizon_ms)
+    return work.table()
 
 
 # --- encounters -----------------------------------------------------------------------------------------------------------
@@ -516,6 +532,9 @@ class _Worklist:
     def __init__(self) -> None:
         self.items: dict[str, dict[str, Any]] = {}
 
+    def table(self) -> pa.Table:
+        return rows_to_table(tables.WORKLIST, list(self.items.values()), sort=WORKLIST_ORDER)
+
     def encounter(self, encounter: _Encounter, lines: list[dict[str, Any]]) -> None:
         for code in encounter.codes:
             self.add(code, encounter, lines)
@@ -555,10 +574,8 @@ class _Worklist:
                     patient_id=next(iter(own)) if len(own) == 1 else None, time=doubt["from_utc"],
                 )  # fmt: skip
 
-    def not_synced(self, orders: Orders, seen_ms: Mapping[str, int], horizon_ms: int | None) -> None:
-        if horizon_ms is None:
-            return
-        for order in orders.all:
+    def not_synced(self, orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: int) -> None:
+        for order in orders:
             seen = seen_ms.get(order.pump_id)
             end = min(horizon_ms, order.stop_ms - 1) if order.stop_ms is not None else horizon_ms
             last = _date(end, order)

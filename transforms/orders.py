@@ -91,9 +91,11 @@ class Orders:
         self.all = tuple(sorted(orders, key=lambda o: (o.pump_id, o.start_ms, o.order_id)))
         self._by_pump: dict[str, list[Order]] = {}
         self._by_id: dict[str, list[Order]] = {}
+        self._by_patient: dict[str, list[Order]] = {}
         for order in self.all:
             self._by_pump.setdefault(order.pump_id, []).append(order)
             self._by_id.setdefault(order.order_id, []).append(order)
+            self._by_patient.setdefault(order.patient_id, []).append(order)
 
     def of_pump(self, pump_id: str) -> list[Order]:
         """The orders of one pump by start."""
@@ -103,9 +105,13 @@ class Orders:
         """The rows of one order: one a pump and time."""
         return self._by_id.get(order_id, [])
 
+    def of_patient(self, patient_id: str) -> list[Order]:
+        """The orders of one patient."""
+        return self._by_patient.get(patient_id, [])
+
     def patients(self) -> list[str]:
         """All patients, sorted."""
-        return sorted({order.patient_id for order in self.all})
+        return sorted(self._by_patient)
 
     def in_force(self, pump_id: str, utc: int | None, printed: datetime | None) -> Order | None:
         """The order of a pump at an instant; where UTC is unknown, its printed time read in the order's zone finds it."""

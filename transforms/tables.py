@@ -132,6 +132,18 @@ DOUBTS = _schema(
 )
 """What is not proved about time, and how far it reaches: sessions with a code of the first row, and cuts."""
 
+PUMPS = _schema(
+    ("pump_id", _S, "family:serial"),
+    ("captures", _I, "captures received, repetitions apart"),
+    ("records", _I, "records read in them"),
+    ("events", _I, "events they became, holes apart"),
+    ("repeats", _I, "records that say again what another said"),
+    ("faults", _I, "places that could not be read"),
+    ("holes", _I, "places where records are missing"),
+    ("seen_to?", _UTC, "the last instant that its captures reach"),
+)
+"""What is known of each pump: every record received is an event, quarantined or a repetition."""
+
 DAYS = _schema(
     ("order_id", _S, "the order"),
     ("patient_id", _S, "the patient"),

@@ -1,0 +1,490 @@
+"""The night, step by step: store → raw → events, sessions, set-ups → lines and worklist (docs/design.md §3).
+
+`drain`, `touched`, `consolidate` and `bill` are what `nightly` and the Airflow tasks call, in the same environment. Each step
+publishes a bucket whole or not at all, derives again only what an input changed, and may be repeated or killed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from devices.contract import ANCHORS, FAULTS, HOLES, RECORDS, Capture, Decoded, fault_id, table
+from devices.errors import InputError, StorageError
+from devices.families import families
+from ingest import settings
+from ingest.lake import RAW, UNKNOWN, Lake, captures, months_of, raw_table
+from ingest.store import Store
+from transforms import billing, orders, ruleset, sessions, tables
+from transforms.orders import Orders
+from transforms.ruleset import RuleSet
+
+LAKE_RECORDS = RECORDS.append(pa.field("event_id", pa.string(), nullable=False))
+"""RECORDS as the lake keeps them: with the event that each became or repeats."""
+
+CONSOLIDATED: Mapping[str, pa.Schema] = {
+    "records": LAKE_RECORDS,
+    "faults": FAULTS,
+    "events": tables.EVENTS,
+    "sessions": tables.SESSIONS,
+    "intervals": tables.INTERVALS,
+    "setups": tables.SETUPS,
+    "doubts": tables.DOUBTS,
+    "pumps": tables.PUMPS,
+}
+BILLED: Mapping[str, pa.Schema] = {"lines": tables.LINES, "worklist": tables.WORKLIST, "days": tables.DAYS}
+
+_TERMS = "terms"
+_PUMP, _PATIENT = "pump ", "patient "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """The night's one page."""
+
+    day: date
+    received: int
+    refused: int
+    expected: tuple[str, ...]
+    seen: tuple[str, ...]
+    late: tuple[str, ...]
+    minutes: int
+    ready: int
+    hold: int
+    worklist: int
+    people: int
+    changed: int
+
+
+def open_lake(root: Path, *, buckets: int = 8) -> Lake:
+    """The lake at this root, made with its settings where there is none yet."""
+    try:
+        lake = Lake.open(root)
+    except StorageError as error:
+        if error.code != "no_lake":
+            raise
+        lake = Lake.create(root, buckets)
+    settings.write_default(root)
+    return lake
+
+
+@cache
+def rule_sets() -> Mapping[str, RuleSet]:
+    """The rule sets that are shipped, by name."""
+    found = {}
+    for file in resources.files("transforms").joinpath("rules").iterdir():
+        if file.name.endswith(".toml"):
+            data = file.read_bytes()
+            rules = ruleset.parse(data, hashlib.sha256(data).hexdigest(), name=file.name)
+            found[rules.name] = rules
+    return found
+
+
+@cache
+def code_version() -> str:
+    """Hash of what derives: the code of devices and transforms, and the time zone data."""
+    hashed = hashlib.sha256(importlib.metadata.version("tzdata").encode())
+    for package in ("devices", "transforms"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda f: f.name):
+            if file.name.endswith(".py"):
+                hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+    return hashed.hexdigest()
+
+
+# --- what the night works with ----------------------------------------------------------------------------------------------
+
+
+def take_orders(root: Path, path: Path | None = None) -> Orders:
+    """Reads orders.csv (from `path`, else where the settings say, else as the last night had it) and makes it the one in force.
+
+    Every version that was used is kept under orders/. Raises InputError where the file is refused: the night does not start.
+    """
+    lake = open_lake(root)
+    source = path or settings.load(root).orders
+    if source is None:
+        return _orders(lake)
+    try:
+        data = source.read_bytes()
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The orders at {source} cannot be read: {error}.", do="Name the file with --orders.", code="orders") from error
+    found = orders.parse(text, rule_sets(), name=source.name)
+    lake.publish(_TERMS, 0, {}, {}, {"orders": lake.snapshot("orders.csv", data)})
+    return found
+
+
+def _orders(lake: Lake) -> Orders:
+    terms = lake.current(_TERMS, 0)
+    return _parsed(lake.root, terms.inputs["orders"]) if terms else Orders(())
+
+
+@cache
+def _parsed(root: Path, sha256: str) -> Orders:
+    return orders.parse(Lake.open(root).snapshot_bytes("orders.csv", sha256).decode(), rule_sets())
+
+
+def buckets(root: Path) -> list[int]:
+    """All buckets of the lake."""
+    return list(range(open_lake(root).buckets))
+
+
+# --- store → raw ------------------------------------------------------------------------------------------------------------
+
+
+def drain(root: Path, store: Path | None = None) -> dict[str, Any]:
+    """Moves what the store holds into raw/, reads it back, and only then lets the store drop the bytes."""
+    lake = open_lake(root)
+    received = refused = 0
+    with Store(store or root / "store.sqlite") as source:
+        for batch in _batches(source.pending(), 2000):
+            by_bucket: dict[int, list[Any]] = {}
+            for capture, arrival in batch:
+                by_bucket.setdefault(lake.bucket_of(capture.pump_id or capture.sha256), []).append((capture, arrival))
+                received += 1
+                refused += arrival.refused is not None
+            for bucket, rows in sorted(by_bucket.items()):
+                raw = raw_table(rows)
+                lake.append(RAW, bucket, raw, months_of(raw["received_at"]))
+                kept = {capture.sha256 for capture in captures(lake.raw(bucket, {capture.pump_id for capture, _ in rows}))}
+                kept |= _refused(lake, bucket)
+                source.drop(capture.sha256 for capture, _ in rows if capture.sha256 in kept)
+    return {"received": received, "refused": refused}
+
+
+def _refused(lake: Lake, bucket: int) -> set[str]:
+    """The refused payloads that raw/ holds with their bytes."""
+    rows = lake.raw(bucket, {""})
+    return {
+        sha
+        for sha, data, told in zip(rows["sha256"].to_pylist(), rows["data"].to_pylist(), rows["data_sha256"].to_pylist(), strict=True)
+        if hashlib.sha256(data).hexdigest() == told
+    }
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def touched(root: Path, day: date | None = None) -> list[int]:
+    """The buckets with captures received on this UTC day; without a day, those whose inputs have changed."""
+    lake = open_lake(root)
+    if day is None:
+        return [bucket for bucket in range(lake.buckets) if _changed(lake, bucket)]
+    found = []
+    for bucket in range(lake.buckets):
+        received = lake.read(RAW, pa.schema([("received_at", pa.timestamp("ms", "UTC"))]), buckets=[bucket], months=[day.strftime("%Y-%m")])
+        if any(moment.date() == day for moment in received["received_at"].to_pylist()):
+            found.append(bucket)
+    return found
+
+
+# --- raw → events, sessions, set-ups -------------------------------------------------------------------------------------------
+
+
+def _pump_inputs(lake: Lake, bucket: int) -> dict[str, str]:
+    """Of each pump of a bucket, the hash of all that its facts are derived from."""
+    found = lake.read(RAW, pa.schema([("sha256", pa.string()), ("pump_id", pa.string())]), buckets=[bucket]).to_pylist()
+    shas: dict[str, list[str]] = {}
+    for row in found:
+        shas.setdefault(row["pump_id"], []).append(row["sha256"])
+    known, policy = _orders(lake), asdict(settings.load(lake.root).facts)
+    return {_PUMP + pump: _hash(code_version(), policy, known.of_pump(pump), sorted(mine)) for pump, mine in sorted(shas.items())}
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()
+
+
+def _changed(lake: Lake, bucket: int) -> bool:
+    current = lake.current("consolidate", bucket)
+    return _pump_inputs(lake, bucket) != (dict(current.inputs) if current else {})
+
+
+def consolidate(root: Path, bucket: int) -> dict[str, Any]:
+    """Derives events, sessions, intervals, set-ups and doubts of the pumps of a bucket whose inputs changed, and publishes the bucket."""
+    lake = open_lake(root)
+    with lake.lock("consolidate", bucket):
+        inputs = _pump_inputs(lake, bucket)
+        current = lake.current("consolidate", bucket)
+        before = dict(current.inputs) if current else {}
+        if inputs == before:
+            return {"bucket": bucket, "pumps": 0}
+        due = [name.removeprefix(_PUMP) for name in inputs if before.get(name) != inputs[name]]
+        kept = pa.array([name.removeprefix(_PUMP) for name in inputs if before.get(name) == inputs[name]], pa.string())
+        derived: dict[str, list[pa.Table]] = {name: [] for name in CONSOLIDATED}
+        for name, schema in CONSOLIDATED.items():
+            old = lake.read(name, schema, buckets=[bucket])
+            derived[name].append(old.filter(pc.is_in(old["pump_id"], value_set=kept)))
+        known, policy = _orders(lake), settings.load(root).facts
+        raw = lake.raw(bucket, due)
+        for pump in due:
+            mine = raw.filter(pc.equal(raw["pump_id"], pump))
+            for name, found in _derive(pump, mine, known, policy).items():
+                derived[name].append(found)
+        whole = {name: pa.concat_tables(parts).sort_by("pump_id") for name, parts in derived.items()}
+        lake.publish("consolidate", bucket, whole, _months(whole), inputs)
+    return {"bucket": bucket, "pumps": len(due)}
+
+
+def _months(whole: Mapping[str, pa.Table]) -> dict[str, Any]:
+    started = dict(zip(whole["sessions"]["session_id"].to_pylist(), months_of(whole["sessions"]["start_local"]).to_pylist(), strict=True))
+    of_session = {
+        name: pa.array([started.get(session, UNKNOWN) for session in whole[name]["session_id"].to_pylist()], pa.string())
+        for name in ("intervals", "setups")
+    }
+    return {
+        "records": months_of(whole["records"]["pump_time"]),
+        "faults": UNKNOWN,
+        "events": months_of(whole["events"]["time"]),
+        "sessions": months_of(whole["sessions"]["start_local"]),
+        **of_session,
+        "doubts": UNKNOWN,
+        "pumps": UNKNOWN,
+    }
+
+
+def decode(capture: Capture) -> Decoded:
+    """Records, faults and anchors of a capture by its family. What no family can read is one fault with its bytes."""
+    adapter = families().get(capture.family)
+    why = f"there is no family {capture.family!r} here"
+    if adapter is not None:
+        try:
+            return adapter.decode(capture)
+        except Exception as error:  # a decoder that fails must not cost the bytes, nor the night
+            why = f"the decoder failed: {type(error).__name__}: {error}"
+    return Decoded(
+        table(RECORDS, []),
+        table(FAULTS, [_fault(capture.sha256, capture.pump_id, capture.part, "decoder", why, capture.data)]),
+        table(ANCHORS, []),
+    )
+
+
+def _fault(capture: str, pump_id: str, part: str | None, code: str, why: str, raw: bytes) -> dict[str, Any]:
+    return {
+        "fault_id": fault_id(pump_id, code, capture, raw), "capture": capture, "part": part, "offset": 0, "pump_id": pump_id,
+        "log_epoch": 0, "code": code, "message": why, "hole": False, "raw": raw,
+    }  # fmt: skip
+
+
+def facts_of(
+    pump_id: str, received: Sequence[Capture], known: Orders, policy: sessions.FactPolicy
+) -> tuple[Decoded, pa.Array, sessions.Facts]:
+    """All captures of one pump → what was decoded, the event of each record, and its facts."""
+    decoded = [decode(capture) for capture in sorted(received, key=lambda c: c.sha256)]
+    records, faults, anchors = (
+        pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)])
+        for name, schema in (("records", RECORDS), ("faults", FAULTS), ("anchors", ANCHORS))
+    )
+    adapter = families().get(pump_id.partition(":")[0])
+    if adapter is None:
+        empty = table(LAKE_RECORDS, [])
+        nothing = sessions.Facts(
+            *(schema.empty_table() for schema in (tables.EVENTS, tables.SESSIONS, tables.INTERVALS, tables.SETUPS, tables.DOUBTS))
+        )
+        return Decoded(records, faults, anchors), empty["event_id"], nothing
+    log = adapter.assemble(pump_id, records, faults, anchors)
+    return Decoded(records, faults, anchors), log.event_of_record, sessions.derive(log, known, policy)
+
+
+def _derive(pump: str, raw: pa.Table, known: Orders, policy: sessions.FactPolicy) -> dict[str, pa.Table]:
+    refused = raw.filter(pc.is_valid(raw["refused"])).to_pylist()
+    decoded, event_ids, facts = facts_of(pump, captures(raw), known, policy)
+    records = decoded.records.append_column(LAKE_RECORDS.field("event_id"), event_ids)
+    lost = [_fault(row["sha256"], "", row["part"], "refused", row["refused"], row["data"]) for row in refused]
+    kinds = facts.events["kind"].to_pylist()
+    holes = sum(kind in HOLES for kind in kinds)
+    times = [pc.max(facts.events["time"]).as_py(), pc.max(decoded.anchors["utc"]).as_py()]
+    about = {
+        "pump_id": pump,
+        "captures": raw.num_rows,
+        "records": records.num_rows,
+        "events": len(kinds) - holes,
+        "repeats": records.num_rows - len(set(event_ids.to_pylist())),
+        "faults": decoded.faults.num_rows + len(lost),
+        "holes": holes,
+        "seen_to": max((moment for moment in times if moment is not None), default=None),
+    }
+    return {
+        "records": records.select(LAKE_RECORDS.names).cast(LAKE_RECORDS),
+        "faults": pa.concat_tables([decoded.faults, table(FAULTS, lost)]),
+        "events": facts.events,
+        "sessions": facts.sessions,
+        "intervals": facts.intervals,
+        "setups": facts.setups,
+        "doubts": facts.doubts,
+        "pumps": tables.rows_to_table(tables.PUMPS, [about]),
+    }
+
+
+# --- facts → lines -------------------------------------------------------------------------------------------------------------
+
+
+def bill(root: Path, bucket: int) -> dict[str, Any]:
+    """Derives lines, days and worklist of the patients of a bucket whose inputs changed, and publishes the bucket."""
+    lake = open_lake(root)
+    with lake.lock("bill", bucket):
+        known = _orders(lake)
+        unsynced = _unsynced(lake, bucket, known)
+        inputs = _bill_inputs(lake, bucket, known, unsynced)
+        current = lake.current("bill", bucket)
+        before = dict(current.inputs) if current else {}
+        if inputs == before:
+            return {"bucket": bucket, "patients": 0}
+        patients = [name.removeprefix(_PATIENT) for name in inputs if name.startswith(_PATIENT)]
+        due = [patient for patient in patients if before.get(_PATIENT + patient) != inputs[_PATIENT + patient]]
+        kept = pa.array(sorted(set(patients) - set(due)), pa.string())
+        found = _bill_patients(lake, due, known)
+        whole = {}
+        for name, schema in BILLED.items():
+            old = lake.read(name, schema, buckets=[bucket])
+            mine = pc.is_in(old["patient_id"], value_set=kept)
+            if name == "worklist":
+                of_patient = pc.and_(pc.is_valid(old["order_id"]), pc.not_equal(old["code"], "NOT_SYNCED"))
+                mine = pc.and_(mine, of_patient)
+            whole[name] = pa.concat_tables([old.filter(mine), getattr(found, name)])
+        whole["worklist"] = pa.concat_tables([whole["worklist"], _pump_items(lake, bucket, known), unsynced])
+        order = {"lines": billing.LINE_ORDER, "days": billing.DAY_ORDER, "worklist": billing.WORKLIST_ORDER}
+        whole = {name: rows.sort_by([(column, "ascending") for column in order[name]]) for name, rows in whole.items()}
+        days = {"lines": "service_date", "worklist": "service_date", "days": "date"}
+        lake.publish("bill", bucket, whole, {name: months_of(whole[name][column]) for name, column in days.items()}, inputs)
+    return {"bucket": bucket, "patients": len(due)}
+
+
+def _patients(lake: Lake, bucket: int, known: Orders) -> list[str]:
+    return [patient for patient in known.patients() if lake.bucket_of(patient) == bucket]
+
+
+def _bill_inputs(lake: Lake, bucket: int, known: Orders, unsynced: pa.Table) -> dict[str, str]:
+    """Of each patient of a bucket, and of its pumps, the hash of all that is billed from."""
+    pumps: dict[str, str] = {}
+    for other in range(lake.buckets):
+        current = lake.current("consolidate", other)
+        pumps.update(current.inputs if current else {})
+    policy = asdict(settings.load(lake.root).facts)
+    found = {}
+    for patient in _patients(lake, bucket, known):
+        mine = known.of_patient(patient)
+        rules = sorted({rule_sets()[order.rule_set].sha256 for order in mine})
+        rows = [order for own in sorted({order.order_id for order in mine}) for order in known.of_id(own)]
+        facts = [pumps.get(_PUMP + pump) for pump in sorted({order.pump_id for order in rows})]
+        found[_PATIENT + patient] = _hash(code_version(), policy, rules, rows, facts)
+    own = sorted((name, sha) for name, sha in pumps.items() if lake.bucket_of(name.removeprefix(_PUMP)) == bucket)
+    return {**found, "pumps": _hash(own), "not synced": _hash(unsynced.to_pylist())}
+
+
+def _bill_patients(lake: Lake, patients: Sequence[str], known: Orders) -> billing.Bill:
+    pumps = {order.pump_id for patient in patients for order in known.of_patient(patient)}
+    where = sorted({lake.bucket_of(pump) for pump in pumps})
+    names = pa.array(sorted(pumps), pa.string())
+    wanted = pa.array(sorted(patients), pa.string())
+
+    def of(name: str, schema: pa.Schema) -> pa.Table:
+        rows = lake.read(name, schema, buckets=where)
+        return rows.filter(pc.is_in(rows["pump_id"], value_set=names))
+
+    found = of("sessions", tables.SESSIONS)
+    facts = billing.Facts(
+        found.filter(pc.is_in(found["patient_id"], value_set=wanted)),
+        of("intervals", tables.INTERVALS),
+        of("setups", tables.SETUPS),
+        of("doubts", tables.DOUBTS),
+    )
+    return billing.bill(facts, known, rule_sets(), asdict(settings.load(lake.root).facts))
+
+
+def _pump_items(lake: Lake, bucket: int, known: Orders) -> pa.Table:
+    sessions_, doubts = (lake.read(name, CONSOLIDATED[name], buckets=[bucket]) for name in ("sessions", "doubts"))
+    return billing.pump_items(sessions_, doubts, known)
+
+
+def _unsynced(lake: Lake, bucket: int, known: Orders) -> pa.Table:
+    rows = lake.read("pumps", tables.PUMPS, columns=["pump_id", "seen_to"]).to_pylist()
+    seen = {row["pump_id"]: _ms(row["seen_to"]) for row in rows if row["seen_to"] is not None}
+    mine = [order for patient in _patients(lake, bucket, known) for order in known.of_patient(patient)]
+    return billing.not_synced(mine, seen, max(seen.values(), default=None))
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+# --- the whole night ----------------------------------------------------------------------------------------------------------
+
+
+def nightly(
+    root: Path,
+    *,
+    orders_file: Path | None = None,
+    day: date | None = None,
+    store: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+) -> Page:
+    """Store → raw → facts → lines, and the night's one page. `progress` hears (step, done, of how many)."""
+    known = take_orders(root, orders_file)
+    drained = drain(root, store)
+    progress("received", drained["received"], drained["received"])
+    due = touched(root, day)
+    lake = open_lake(root)
+    before = _line_ids(lake)
+    for done, bucket in enumerate(due, 1):
+        consolidate(root, bucket)
+        progress("sessions", done, len(due))
+    every = range(lake.buckets)
+    for done, bucket in enumerate(every, 1):
+        bill(root, bucket)
+        progress("lines", done, len(every))
+    return _page(lake, known, day, drained, before)
+
+
+def _line_ids(lake: Lake) -> set[tuple[Any, ...]]:
+    rows = lake.read("lines", tables.LINES, columns=["line_id", "revision", "units", "state", "evidence_hash"])
+    return {tuple(row.values()) for row in rows.to_pylist()}
+
+
+def _page(lake: Lake, known: Orders, day: date | None, drained: Mapping[str, Any], before: set[tuple[Any, ...]]) -> Page:
+    pumps = lake.read("pumps", tables.PUMPS).to_pylist()
+    lines = lake.read("lines", tables.LINES, columns=["state"])["state"].to_pylist()
+    items = lake.read("worklist", tables.WORKLIST, columns=["severity"])["severity"].to_pylist()
+    minutes = lake.read("sessions", tables.SESSIONS, columns=["infusing_s"])["infusing_s"].to_pylist()
+    horizon = max((row["seen_to"] for row in pumps if row["seen_to"] is not None), default=None)
+    shown = day or (horizon.date() if horizon else datetime.now(UTC).date())
+    expected = sorted(
+        {
+            order.pump_id
+            for order in known.all
+            if datetime.fromtimestamp(order.start_ms / 1000, UTC).date() <= shown
+            and (order.stop_ms is None or datetime.fromtimestamp(order.stop_ms / 1000, UTC).date() >= shown)
+        }
+    )
+    seen = {row["pump_id"] for row in pumps if row["seen_to"] is not None and row["seen_to"].date() >= shown}
+    return Page(
+        day=shown,
+        received=drained["received"],
+        refused=drained["refused"],
+        expected=tuple(expected),
+        seen=tuple(pump for pump in expected if pump in seen),
+        late=tuple(pump for pump in expected if pump not in seen),
+        minutes=sum(minutes) // 60,
+        ready=lines.count("ready"),
+        hold=lines.count("hold"),
+        worklist=len(items),
+        people=items.count("hold"),
+        changed=len(_line_ids(lake) - before),
+    )
