@@ -19,12 +19,12 @@ def families() -> Mapping[str, Adapter]:
     """Family name → adapter, sorted by name. A third party's adapter never takes the place of one of ours."""
     found: dict[str, Adapter] = {}
     for point in entry_points(group="pumpledger.families"):
-        adapter = cast(Adapter, point.load())
+        adapter = cast("Adapter", point.load())
         found[adapter.SHEET.family] = adapter
     for info in pkgutil.iter_modules(devices.__path__):
         module = importlib.import_module(f"devices.{info.name}")
         if hasattr(module, "SHEET"):
-            found[module.SHEET.family] = cast(Adapter, module)
+            found[module.SHEET.family] = cast("Adapter", module)
     return dict(sorted(found.items()))
 
 

@@ -78,9 +78,9 @@ def _lake_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--store", type=click.Path(path_type=Path, dir_okay=False), help="The store's file; by default LAKE/store.sqlite."
-    )(command)
+    return click.option("--store", type=click.Path(path_type=Path, dir_okay=False), help="The store's file; by default LAKE/store.sqlite.")(
+        command
+    )
 
 
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,9 +231,7 @@ def _anchor(text: str | None) -> Anchor | None:
     return Anchor(pump_clock=pump_clock, utc=moment.astimezone(UTC))
 
 
-def _captures(
-    paths: Sequence[Path], family_name: str | None, model: str | None, pump: str | None, anchor: Anchor | None
-) -> list[Capture]:
+def _captures(paths: Sequence[Path], family_name: str | None, model: str | None, pump: str | None, anchor: Anchor | None) -> list[Capture]:
     """The captures of files. Raises InputError for a file that no family knows."""
     if pump is not None and not all(pump.partition(":")[::2]):
         raise click.UsageError("--pump is FAMILY:SERIAL")
@@ -249,9 +247,7 @@ def _captures(
             raise InputError(f"{path} is of no family known by its bytes.", do="Name its family with --family.", code="unknown_file")
         by_family.setdefault(named, []).append((path.name, data))
     return [
-        capture
-        for name, given in by_family.items()
-        for capture in family(name).read_files(given, pump_id=pump, model=model, anchor=anchor)
+        capture for name, given in by_family.items() for capture in family(name).read_files(given, pump_id=pump, model=model, anchor=anchor)
     ]
 
 
@@ -343,14 +339,14 @@ def decode(
 
 
 def _pulls(name: str, what: str) -> None:
-    @main.command(name=name, help=f"{what}\n\n\b\nExamples:\n  pumpledger {name} --month 2026-03\n  pumpledger {name} --format xlsx -o {name}.xlsx")
+    @main.command(
+        name=name, help=f"{what}\n\n\b\nExamples:\n  pumpledger {name} --month 2026-03\n  pumpledger {name} --format xlsx -o {name}.xlsx"
+    )
     @click.option("--month", metavar="YYYY-MM", help="Only this month.")
     @click.option("--patient", help="Only this patient.")
     @click.option("--payer", help="Only this payer.")
     @click.option("--state", help="Only this state.")
-    @click.option(
-        "--format", "style", type=click.Choice(["table", "csv", "xlsx", "json", "parquet"]), default="table", show_default=True
-    )
+    @click.option("--format", "style", type=click.Choice(["table", "csv", "xlsx", "json", "parquet"]), default="table", show_default=True)
     @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; by default standard output.")
     @_lake_option
     @_json_option

@@ -351,10 +351,8 @@ class _Machine:
         for i, kind in enumerate(steps.kind):
             at = at_row(steps.ms[i], steps.first + i)
             named = steps.source[i]
-            if named is not None:
-                source = SOURCE_CODE[named]
-            else:
-                source = ANY if kind == Kind.DELIVERY_STOP.value else SOURCE_CODE[Source.PRIMARY]
+            unnamed = ANY if kind == Kind.DELIVERY_STOP.value else SOURCE_CODE[Source.PRIMARY]
+            source = SOURCE_CODE[named] if named is not None else unnamed
             if kind == Kind.DELIVERY_START.value:
                 self.start(source, steps.rate[i], at)
             elif kind == Kind.RATE_CHANGE.value:

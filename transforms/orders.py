@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from devices.errors import InputError
@@ -186,7 +187,7 @@ def _overlaps(orders: list[tuple[int, Order]]) -> list[str]:
     found = []
     for rows in by_pump.values():
         rows.sort(key=lambda r: r[1].start_ms)
-        for (line, earlier), (other, later) in zip(rows, rows[1:], strict=False):
+        for (line, earlier), (other, later) in pairwise(rows):
             if earlier.stop_ms is None or later.start_ms < earlier.stop_ms:
                 found.append(f"lines {line} and {other}: these orders overlap on one pump")
     return found

@@ -1,8 +1,9 @@
-"""Sessions and set-ups of one pump (docs/semantics.md §4 and §5): pieces of delivery, grouped by order, with what is not proved about them."""
+"""Sessions and set-ups of one pump (docs/semantics.md §4, §5): pieces of delivery, grouped by order, and what is not proved of them."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +23,13 @@ TIME_CODES = ("NO_STOP", "NO_START", "SESSION_OPEN", "LOG_GAP", "CLOCK_UNCERTAIN
 """The codes about a session's time: the first row of docs/semantics.md §6."""
 
 _SETUP = frozenset(k.value for k in (Kind.RESERVOIR_CHANGE, Kind.PRIMING_STARTED, Kind.PRIMING_DONE))
+
+
+_COLUMNS = tuple(
+    """event_id record_key kind source reason target at stops_delivery pump_time rate_ml_h rate_dose_h volume_ml programmed_ml dose
+    programmed_dose duration_s lockout_s proves raw conflict""".split()
+)
+"""What of the events is looked at here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +102,7 @@ class _Pump:
     def __init__(self, log: Log, line: Timeline, orders: Orders, policy: FactPolicy) -> None:
         self.log, self.line, self.orders, self.policy = log, line, orders, policy
         events = log.events
-        self.col: dict[str, list[Any]] = {
-            name: events.column(name).to_pylist()
-            for name in (
-                "event_id", "record_key", "kind", "source", "reason", "target", "at", "stops_delivery", "pump_time", "rate_ml_h",
-                "rate_dose_h", "volume_ml", "programmed_ml", "dose", "programmed_dose", "duration_s", "lockout_s", "proves", "raw", "conflict",
-            )
-        }  # fmt: skip
+        self.col: dict[str, list[Any]] = {name: events.column(name).to_pylist() for name in _COLUMNS}
         self.ms: list[int] = line.elapsed.tolist()
         self.row_of = {event: row for row, event in enumerate(self.col["event_id"])}
         self.pump_id: str = events.column("pump_id")[0].as_py() if events.num_rows else ""
@@ -139,7 +141,7 @@ class _Pump:
             "elapsed_ms": pa.array([None if e == NONE else e for e in self.ms], pa.int64()),
             "time_quality": pa.array([clock.QUALITIES[q] for q in line.quality.tolist()], pa.string()),
             "time_method": pa.array([line.method_name(row) for row in range(len(ids))], pa.string()),
-            "time_bound_s": pa.array([None if b != b else round(b, 3) for b in line.bound_s.tolist()], pa.float64()),
+            "time_bound_s": pa.array([None if math.isnan(b) else round(b, 3) for b in line.bound_s.tolist()], pa.float64()),
         }
         return pa.table({n: columns[n] if n in columns else log.column(n) for n in tables.EVENTS.names}, schema=tables.EVENTS)
 

@@ -1,0 +1,120 @@
+"""Every row of the table in docs/billing.md §2, from canonical lines in to lines out."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit import event, infusion, log, new_setup
+
+INITIAL, FURTHER, SETUP, INJECTION = "96369", "96370", "96371", "96372"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "units"),
+    [
+        (10, {INJECTION: 1}),
+        (15, {INJECTION: 1}),
+        (16, {INITIAL: 1}),
+        (60, {INITIAL: 1}),
+        (90, {INITIAL: 1}),
+        (91, {INITIAL: 1, FURTHER: 1}),
+        (150, {INITIAL: 1, FURTHER: 1}),
+        (151, {INITIAL: 1, FURTHER: 2}),
+        (210, {INITIAL: 1, FURTHER: 2}),
+        (211, {INITIAL: 1, FURTHER: 3}),
+        (480, {INITIAL: 1, FURTHER: 7}),
+    ],
+)
+def test_minutes_give_their_units_and_are_ready(minutes, units):
+    given = log(*new_setup(-5), *infusion(0, minutes))
+    assert given.units() == units
+    assert given.states() == {"ready"}
+    assert {line["minutes"] for line in given.rows("lines")} == {minutes}
+
+
+@pytest.mark.parametrize(
+    ("minutes", "further", "reasons"),
+    [(481, 7, {"OVER_8H"}), (540, 8, {"OVER_8H"}), (571, 9, {"OVER_8H", "OVER_UNIT_CAP"}), (1440, 23, {"OVER_8H", "OVER_UNIT_CAP"})],
+)
+def test_long_infusions_are_held_with_their_units_shown(minutes, further, reasons):
+    given = log(*infusion(0, minutes))
+    assert given.units() == {INITIAL: 1, FURTHER: further}
+    assert given.states() == {"hold"}
+    assert given.reasons() == reasons
+    assert all("per-diem" in item["suggestion"] for item in given.rows("worklist") if item["code"] == "OVER_8H")
+
+
+def test_an_occlusion_stop_is_not_counted():
+    given = log(
+        event(0, "delivery_start", rate_ml_h=2),
+        event(40, "alarm_raised", alarm_class="occlusion", stops_delivery=True),
+        event(75, "delivery_start", rate_ml_h=2),
+        event(120, "delivery_stop"),
+    )
+    assert given.units() == {INITIAL: 1}
+    assert {line["minutes"] for line in given.rows("lines")} == {85}
+    assert given.session["alarm_s"] == 35 * 60
+    assert given.states() == {"ready"}
+
+
+def test_one_pump_with_four_needles_is_one_set_up():
+    primes = [event(-5 + n, "priming_done", target="cannula", volume_ml=0.05) for n in range(4)]
+    given = log(event(-6, "reservoir_change"), *primes, *infusion(0, 95))
+    assert given.units() == {INITIAL: 1, FURTHER: 1}
+    assert len(given.rows("setups")) == 1
+
+
+def test_a_second_set_up_with_a_new_site_is_billed_once_however_many_follow():
+    two = log(*new_setup(-5), *infusion(0, 60), *new_setup(70), *infusion(75, 60))
+    assert two.units() == {INITIAL: 1, FURTHER: 1, SETUP: 1}
+    assert two.states() == {"ready"}
+    three = log(*new_setup(-5), *infusion(0, 60), *new_setup(70), *infusion(75, 60), *new_setup(140), *infusion(145, 20))
+    assert three.units() == {INITIAL: 1, FURTHER: 1, SETUP: 1}
+    assert "SECOND_96371" in three.codes()
+
+
+def test_a_reservoir_change_alone_is_no_new_site():
+    given = log(*new_setup(-5), *infusion(0, 60), event(70, "reservoir_change"), *infusion(75, 60))
+    assert SETUP not in given.units()
+
+
+def test_a_site_alone_is_no_pump_set_up():
+    given = log(*new_setup(-5), *infusion(0, 60), event(70, "priming_done", target="cannula"), *infusion(75, 60))
+    assert SETUP not in given.units()
+    assert "SITE_CHANGE_NO_PUMP_SETUP" in given.codes()
+
+
+def test_a_possible_site_asks_for_a_person():
+    given = log(*new_setup(-5), *infusion(0, 60), event(70, "reservoir_change"), event(71, "priming_done"), *infusion(75, 60))
+    assert SETUP not in given.units()
+    assert "POSSIBLE_SITE_CHANGE" in given.codes()
+
+
+def test_two_set_ups_within_a_quarter_of_an_hour_of_infusion_are_one_that_was_corrected():
+    given = log(*new_setup(-5), *infusion(0, 14), *new_setup(20), *infusion(25, 60))
+    assert SETUP not in given.units()
+    given = log(*new_setup(-5), *infusion(0, 15), *new_setup(20), *infusion(25, 60))
+    assert given.units()[SETUP] == 1
+
+
+def test_seconds_are_summed_before_minutes_are_cut():
+    given = log(event(0, "delivery_start"), event(7.5, "delivery_stop"), event(10, "delivery_start"), event(18.5, "delivery_stop"))
+    assert given.units() == {INITIAL: 1}
+    assert {line["minutes"] for line in given.rows("lines")} == {16}
+
+
+@pytest.mark.parametrize(("drug", "code"), [("Insulin Lispro", "EXCLUDED_DRUG"), ("humalog 100", "EXCLUDED_DRUG")])
+def test_insulin_makes_no_line(drug, code):
+    from tests.kit import orders
+
+    given = log(*infusion(0, 60), known=orders(drug=drug))
+    assert given.rows("lines") == []
+    assert code in given.codes()
+
+
+def test_another_route_makes_no_line():
+    from tests.kit import orders
+
+    given = log(*infusion(0, 60), known=orders(route="IV"))
+    assert given.rows("lines") == []
+    assert "ROUTE_NOT_SC" in given.codes()
