@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Settings:
     broker: str | None = None
     orders: Path | None = None
     gateway: str = "gw1"
-    facts: FactPolicy = FactPolicy()
+    facts: FactPolicy = field(default_factory=FactPolicy)
 
     def dock(self, port: str) -> Dock:
         """The dock of this port; one that nothing is known of where the settings name none."""

@@ -25,9 +25,27 @@ TIME_CODES = ("NO_STOP", "NO_START", "SESSION_OPEN", "LOG_GAP", "CLOCK_UNCERTAIN
 _SETUP = frozenset(k.value for k in (Kind.RESERVOIR_CHANGE, Kind.PRIMING_STARTED, Kind.PRIMING_DONE))
 
 
-_COLUMNS = tuple(
-    """event_id record_key kind source reason target at stops_delivery pump_time rate_ml_h rate_dose_h volume_ml programmed_ml dose
-    programmed_dose duration_s lockout_s proves raw conflict""".split()
+_COLUMNS = (
+    "event_id",
+    "record_key",
+    "kind",
+    "source",
+    "reason",
+    "target",
+    "at",
+    "stops_delivery",
+    "pump_time",
+    "rate_ml_h",
+    "rate_dose_h",
+    "volume_ml",
+    "programmed_ml",
+    "dose",
+    "programmed_dose",
+    "duration_s",
+    "lockout_s",
+    "proves",
+    "raw",
+    "conflict",
 )
 """What of the events is looked at here."""
 
