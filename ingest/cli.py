@@ -27,6 +27,8 @@ from devices.families import families, family
 from ingest import docks, explain, files, hub, night, settings, views
 from ingest.lake import Lake
 from ingest.store import Arrival, Store
+from transforms.orders import Orders
+from transforms.sessions import FactPolicy
 
 console = Console(stderr=True, highlight=False)
 
@@ -322,7 +324,7 @@ def decode(
     events, faults, records = [], 0, 0
     for pump_id in sorted({capture.pump_id for capture in captures}):
         mine = list({capture.sha256: capture for capture in captures if capture.pump_id == pump_id}.values())
-        decoded, _, facts = night.facts_of(pump_id, mine, night.Orders(()), night.sessions.FactPolicy())
+        decoded, _, facts = night.facts_of(pump_id, mine, Orders(()), FactPolicy())
         events.append(facts.events)
         faults += decoded.faults.num_rows
         records += decoded.records.num_rows
@@ -361,7 +363,8 @@ def _pulls(name: str, what: str) -> None:
         as_json: bool,
     ) -> None:
         rows = views.select(Lake.open(lake), name, month=month, patient=patient, payer=payer, state=state)
-        views.write(rows, name, "json" if as_json else style, output)
+        form = "json" if as_json else style
+        views.write(rows, name, form, output or click.get_binary_stream("stdout") if form != "table" else output or sys.stdout)
 
 
 for _name, _what in (

@@ -440,8 +440,8 @@ def nightly(
     known = take_orders(root, orders_file)
     drained = drain(root, store)
     progress("received", drained["received"], drained["received"])
-    due = touched(root, day)
     lake = open_lake(root)
+    due = touched(root, day) if day else list(range(lake.buckets))
     before = _line_ids(lake)
     for done, bucket in enumerate(due, 1):
         consolidate(root, bucket)
