@@ -1,0 +1,132 @@
+"""The command line as its users type it: what it prints, what it leaves, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.kit import anchor, capture, event, infusion, new_setup, numbered
+from tests.test_proof import order_file
+from transforms import tables
+
+
+def run(*arguments: object, ok: int = 0, cwd: Path | None = None) -> str:
+    """Runs `pumpledger` with these arguments, checks its exit code, and gives both streams."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160"},
+        check=False,
+    )
+    assert done.returncode == ok, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    lines = numbered([*new_setup(-5), *infusion(0, 95), event(100, "other")])
+    (tmp_path / "a.jsonl").write_bytes(capture(lines, anchor=anchor(120)).data)
+    order_file(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def lake(logs: Path) -> Path:
+    run("load", logs / "a.jsonl", "--lake", logs / "lake")
+    run("nightly", "--orders", logs / "orders.csv", "--lake", logs / "lake")
+    return logs / "lake"
+
+
+def test_load_nightly_lines_and_explain(logs, lake):
+    (first, second) = json.loads(run("lines", "--format", "json", "--lake", lake))
+    assert set(first) == set(tables.LINES.names)
+    assert {first["code"]: first["units"], second["code"]: second["units"]} == {"96369": 1, "96370": 1}
+    assert "96370" in run("lines", "--lake", lake)
+    told = run("explain", first["line_id"], "--lake", lake)
+    assert b'"kind": "delivery_stop"'.hex(" ") in told
+    assert json.loads(run("explain", first["line_id"], "--json", "--lake", lake))
+    run("explain", first["line_id"], "--html", logs / "line.html", "--lake", lake)
+    assert "<svg" in (logs / "line.html").read_text()
+
+
+def test_loading_the_same_file_again_is_known(logs, lake):
+    assert json.loads(run("load", logs / "a.jsonl", "--lake", lake, "--json"))["known"] == 1
+    page = json.loads(run("nightly", "--lake", lake, "--json"))
+    assert (page["changed"], page["ready"]) == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["sessions", "setups", "days", "lines", "worklist"])
+@pytest.mark.parametrize("style", ["table", "csv", "xlsx", "json", "parquet"])
+def test_every_table_in_every_format(logs, lake, name, style):
+    if style != "table" and name in ("sessions", "lines"):
+        run(name, "--format", style, "-o", logs / f"out.{style}", "--lake", lake)
+        assert (logs / f"out.{style}").stat().st_size > 100
+    elif style == "table":
+        run(name, "--lake", lake)
+
+
+def test_decode_writes_events_without_a_lake(logs):
+    out = logs / "events.parquet"
+    told = json.loads(run("decode", logs / "a.jsonl", "--family", "canonical", "-o", out, "--json", cwd=logs))
+    events = pq.read_table(out)
+    assert events.column_names == tables.EVENTS.names
+    assert (events.num_rows, told["events"], told["faults"]) == (6, 6, 0)
+    assert not (logs / "lake").exists()
+
+
+def test_strict_says_when_a_person_is_needed(logs):
+    lines = numbered(infusion(0, 600))
+    (logs / "long.jsonl").write_bytes(capture(lines, anchor=anchor(700)).data)
+    run("load", logs / "long.jsonl", "--lake", logs / "lake")
+    run("nightly", "--orders", logs / "orders.csv", "--lake", logs / "lake", "--strict", ok=3)
+    run("nightly", "--lake", logs / "lake", ok=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["lines", "--lake", "nowhere"], 1, "no lake"),
+        (["load", "missing.jsonl"], 2, "missing.jsonl"),
+        (["load", "odd.bin"], 1, "--family"),
+        (["load", "a.jsonl", "--clock", "yesterday"], 2, "PUMP_TIME=UTC"),
+        (["nightly", "--orders", "none.csv"], 1, "--orders"),
+        (["decode", "a.jsonl", "--family", "martian", "-o", "x.parquet"], 1, "canonical"),
+        (["sync"], 1, "[[dock]]"),
+        (["listen"], 1, "--broker"),
+        (["listen", "--broker", "mqtt://127.0.0.1:1"], 1, "127.0.0.1"),
+        (["explain", "ffffffffffff", "--lake", "lake"], 1, ""),
+        (["nosuch"], 2, "nosuch"),
+        (["lines", "--format", "pdf"], 2, "pdf"),
+    ],
+)
+def test_errors_say_what_to_do_next(logs, arguments, code, says):
+    (logs / "odd.bin").write_bytes(b"\x00\x01\x02")
+    run("load", logs / "a.jsonl", "--lake", logs / "lake")
+    assert says in run(*arguments, ok=code, cwd=logs)
+
+
+def test_a_port_that_is_not_there_fails_and_what_others_gave_is_stored(logs):
+    told = run("sync", "/dev/nosuchport=paradigm:123456", "--lake", logs / "lake", ok=1)
+    assert "/dev/nosuchport" in told
+    assert "123456" not in told.replace("/dev/nosuchport=paradigm:123456", "")
+
+
+def test_a_lake_that_cannot_be_written_is_an_error_and_leaves_nothing(logs):
+    (logs / "file").write_text("in the way")
+    told = run("load", logs / "a.jsonl", "--lake", logs / "file" / "lake", ok=1)
+    assert "lake" in told
+    assert (logs / "file").read_text() == "in the way"
+
+
+def test_help_shows_examples():
+    for command in ("sync", "load", "nightly", "decode", "lines", "explain", "listen", "demo", "simulate"):
+        assert "pumpledger " + command in run(command, "--help")
