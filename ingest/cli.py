@@ -6,13 +6,15 @@ Exit codes: 0 done, 1 failed, 2 usage; with `--strict` 3 for "done, with items t
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import pyarrow as pa
@@ -21,12 +23,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import simulators
 from devices.contract import Anchor, Capture
 from devices.errors import InputError, PumpledgerError, masked
 from devices.families import families, family
-from ingest import docks, explain, files, hub, night, settings, views
+from ingest import demo, docks, explain, files, hub, night, settings, views
 from ingest.lake import Lake
 from ingest.store import Arrival, Store
+from simulators import rig, therapy
 from transforms.orders import Orders
 from transforms.sessions import FactPolicy
 
@@ -112,6 +116,21 @@ def _bars() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+@main.command(name="demo")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-out"), show_default=True, help="Where to.")
+def demo_(out: Path) -> None:
+    """The main job on simulated pumps, with nothing else installed.
+
+    PCA pumps over an embedded MQTT broker and subcutaneous pumps over real pseudo terminals → store → lake → sessions → lines.
+    A demo lake that is there already is made anew.
+
+    \b
+    Example:
+      pumpledger demo --out demo-out
+    """
+    demo.run(out, click.echo, print_page)
 
 
 # --- in -----------------------------------------------------------------------------------------------------------------------
@@ -212,12 +231,12 @@ def load(
     with Store(store or lake / "store.sqlite") as keep:
         known = sum(keep.has(capture.sha256) for capture in captures)
         keep.append((capture, Arrival(received_at=now, via="file")) for capture in captures)
-    told = {"files": len(paths), "captures": len(captures), "known": known, "pumps": sorted({masked(c.pump_id) for c in captures})}
-    click.echo(
-        json.dumps(told)
-        if as_json
-        else f"{told['files']} files, {told['captures']} captures ({known} known already) of {', '.join(told['pumps'])} are stored."
-    )
+    pumps = sorted({masked(capture.pump_id) for capture in captures})
+    if as_json:
+        told = {"files": len(paths), "captures": len(captures), "known": known, "pumps": pumps}
+        click.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        click.echo(f"{len(paths)} files, {len(captures)} captures ({known} known already) of {', '.join(pumps)} are stored.")
 
 
 def _anchor(text: str | None) -> Anchor | None:
@@ -364,7 +383,8 @@ def _pulls(name: str, what: str) -> None:
     ) -> None:
         rows = views.select(Lake.open(lake), name, month=month, patient=patient, payer=payer, state=state)
         form = "json" if as_json else style
-        views.write(rows, name, form, output or click.get_binary_stream("stdout") if form != "table" else output or sys.stdout)
+        stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
+        views.write(rows, name, form, output or stream)
 
 
 for _name, _what in (
@@ -396,6 +416,40 @@ def explain_(ident: str, html: Path | None, lake: Path, as_json: bool) -> None:
         console.print(f"Written: {html}")
     else:
         click.echo(explain.as_json(found) if as_json else explain.as_text(found))
+
+
+# --- for engineers ----------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("family_name", metavar="FAMILY")
+@click.option("--therapy", "kind", default="sc_continuous", show_default=True, help="sc_continuous, pca, demand_only or insulin_like.")
+@click.option("--seed", default=1, show_default=True, help="Equal seeds give equal pumps.")
+@click.option("--days", default=3, show_default=True, help="Days of therapy, which end now.")
+@click.option("--serial", help="The pump's serial number.")
+@click.option("--broker", help="Where a pump that publishes does so: mqtt://HOST:PORT.")
+@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="Write what truly happened, as JSON.")
+def simulate(family_name: str, kind: str, seed: int, days: int, serial: str | None, broker: str | None, truth: Path | None) -> None:
+    """Play a simulated pump: on a serial port whose path is printed, or to an MQTT broker. Ends with Ctrl-C.
+
+    \b
+    Examples:
+      pumpledger simulate paradigm --therapy insulin_like --truth truth.json
+      pumpledger simulate canonical --therapy pca --broker mqtt://localhost:1883
+    """
+    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days)
+    script = therapy.therapy(kind, seed, start, days)
+    options: dict[str, Any] = {"serial": serial} if serial else {}
+    device, told = simulators.family(family_name).simulate(script, seed, now=lambda: datetime.now(UTC), **options)
+    if truth is not None:
+        files.replace_text(truth, told.to_json())
+    with rig.Rig([device], broker=broker) as playing:
+        for pump, path in playing.ports.items():
+            click.echo(f"{pump} waits at {path}\nDownload it with: pumpledger sync {path}={pump}")
+        if broker is not None:
+            click.echo(f"{device.pump_id} publishes to {broker} until a hub has receipted it all (pumpledger listen).")
+        with suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 if __name__ == "__main__":
