@@ -30,7 +30,8 @@ def describe() -> dict[str, Any]:
         "errors": BAG.import_errors,
         "dags": {
             dag.dag_id: {
-                "schedule": str(dag.timetable.summary if hasattr(dag.timetable, "summary") else dag.timetable),
+                "cron": [getattr(dag.timetable, name, None) for name in ("expression", "timezone")],
+                "awaits": getattr(dag.timetable.asset_condition, "uri", None),
                 "catchup": dag.catchup,
                 "max_active_runs": dag.max_active_runs,
                 "retries": {task.task_id: task.retries for task in dag.tasks},

@@ -15,7 +15,8 @@ def test_both_dags_are_read_without_errors_and_their_tasks_are_retried_and_bound
         assert [airflow("takes", day) for day in ("", "2026-03-31", "31.3.2026", "yesterday")] == [True, True, False, False]
     assert told["errors"] == {}
     assert set(told["dags"]) == {NIGHT, BILLING}
-    assert told["dags"][NIGHT]["outlets"] == ["pumpledger://sessions/"]
+    assert told["dags"][NIGHT]["cron"] == ["30 2 * * *", "UTC"]
+    assert told["dags"][NIGHT]["outlets"] == [told["dags"][BILLING]["awaits"]] == ["pumpledger://sessions/"]
     for dag in told["dags"].values():
         assert dag["catchup"] is False
         assert dag["max_active_runs"] == 1
