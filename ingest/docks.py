@@ -59,7 +59,8 @@ class SerialLink:
         self.lost = False
         self._stop = stop or threading.Event()
         try:
-            self._serial = serial.serial_for_url(port, timeout=_SLICE_S, write_timeout=_WRITE_S, exclusive=True, **_LINE)
+            write_s = None if port.startswith("rfc2217:") else _WRITE_S  # pyserial has none there
+            self._serial = serial.serial_for_url(port, timeout=_SLICE_S, write_timeout=write_s, exclusive=True, **_LINE)
         except ValueError as error:
             raise InputError(
                 f"{port} is no port.", why=f"{error}.", do="Name a path, socket://HOST:PORT or rfc2217://HOST:PORT.", code="bad_port"

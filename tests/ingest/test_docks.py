@@ -18,6 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import serial
+import serial.rfc2217
 
 from devices import families
 from devices.contract import Anchor, Capture, CaptureHead
@@ -300,6 +302,43 @@ def test_a_pump_may_be_reached_over_a_socket(tmp_path: Path) -> None:
         threading.Thread(target=accept, daemon=True).start()
         assert docks.sync(tmp_path, f"{port}=bench:777123")["new_captures"] == 6
     assert failing(tmp_path, port).code == "unreachable"
+
+
+class PlainPort(serial.Serial):
+    """A pseudo-terminal as a port: it has no modem lines."""
+
+    cts = dsr = ri = cd = False  # type: ignore[assignment]
+
+    def _update_rts_state(self) -> None: ...
+
+    def _update_dtr_state(self) -> None: ...
+
+
+def test_a_pump_may_be_reached_over_a_serial_server(tmp_path: Path) -> None:
+    with docked() as (behind, _), PlainPort(behind, timeout=0.05) as line, socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            manager = serial.rfc2217.PortManager(line, SimpleNamespace(write=connection.sendall))
+            over = threading.Event()
+
+            def from_line() -> None:
+                while not over.is_set():
+                    if data := line.read(line.in_waiting or 1):
+                        connection.sendall(b"".join(manager.escape(data)))
+
+            reader = threading.Thread(target=from_line)
+            reader.start()
+            while data := connection.recv(1024):
+                line.write(b"".join(manager.filter(data)))
+            over.set()
+            reader.join()
+            connection.close()
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        assert docks.sync(tmp_path, f"rfc2217://127.0.0.1:{server.getsockname()[1]}=bench:777123")["new_captures"] == 6
+        serving.join(10)
 
 
 def test_settings_and_the_port_itself_name_the_pump(tmp_path: Path) -> None:

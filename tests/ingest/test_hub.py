@@ -304,7 +304,10 @@ def test_listen_shows_gateways_and_what_came(broker: Broker, edge: Edge, tmp_pat
 
 
 def test_simulated_pumps_over_the_embedded_broker_all_get_their_receipts(tmp_path: Path) -> None:
-    pumps = [canonical.simulate(therapy.pca(days=2), seed, serial=f"A{seed}")[0] for seed in range(3)]
+    pumps = [
+        canonical.simulate(therapy.therapy("pca", seed, datetime(2026, 3, 7, tzinfo=UTC), 2), seed, serial=f"A{seed}")[0]
+        for seed in range(3)
+    ]
     with embedded_broker() as url, Hub(url, tmp_path / "store.sqlite"), Rig(pumps, broker=url) as rig:
         assert rig.wait_for_receipts(PATIENCE_S) == {}
     with Store(tmp_path / "store.sqlite") as store:
