@@ -186,7 +186,8 @@ class _Book:
             self._suspended = False
             self._plain(0x1F, int(self.large), step, Step(at=step.at, kind=Kind.DELIVERY_START, source=Source.BASAL))
             if self.large:
-                seconds = self.chance.randint(0, min(35, int((following - step.at).total_seconds())))
+                room = min(35, int((following - step.at).total_seconds()))
+                seconds = self.chance.randint(min(1, room), room)
                 self._profile(step.at + timedelta(seconds=seconds), ahead_of=step.at)
         elif self.large:
             fixed = self._cannula
@@ -215,15 +216,15 @@ class _Book:
         self._write(step.at, bytes((0x33, forties & 0xFF)) + when + bytes((forties >> 8,)))
         self._write(step.at, bytes((0x16, round(step.duration_s / 1800))) + when)
         rate = forties / 4000 if step.duration_s else None
-        proves = Source.BASAL if self.large else None
-        self._tell(step.at, Step(at=step.at, kind=Kind.RATE_CHANGE, source=Source.BASAL, rate_ml_h=rate, proves=proves))
+        self._tell(step.at, replace(step, source=Source.BASAL, rate_ml_h=rate))
 
     def _bolus(self, step: Step) -> None:
         """A bolus is stamped at its start and written at its end, after a suspend that cut it short; a larger model writes a square one
         at its start and rewrites it.
         """
         lasts = timedelta(seconds=step.duration_s or 0)
-        half_hours = int(lasts.total_seconds() // 1800)
+        share = min(1.0, step.volume_ml / step.programmed_ml) if step.volume_ml and step.programmed_ml else 1.0
+        half_hours = int(round(lasts.total_seconds() / share, 3) // 1800)
         given = self._counted(step.volume_ml or 0)
         programmed = max(given, self._counted(step.programmed_ml or 0))
         self._bolus_u += given
@@ -239,16 +240,17 @@ class _Book:
         told = Step(
             at=step.at,
             kind=Kind.BOLUS_DELIVERED,
+            source=Source.PRIMARY,
             volume_ml=given / 100,
             programmed_ml=programmed / 100,
-            duration_s=half_hours * 1800.0,
+            duration_s=half_hours * 1800.0 * share or None,
             proves=Source.BASAL,
         )
         self._tell(written, told, rank=1)
         if self.chance.random() < 0.5:
             doses = self.chance.randint(1, 5)
             self._write(written, bytes((0x5C, 2 + 3 * doses)) + b"\x2c\x06\x04" * doses, rank=1)
-            self._tell(written, Step(at=written, kind=Kind.OTHER), rank=1)
+            self._tell(written, Step(at=written, kind=Kind.OTHER, timed=False), rank=1)
 
     def _counted(self, volume_ml: float) -> float:
         """Units as this model counts them, and as many as it can."""
@@ -272,9 +274,11 @@ class _Book:
         wanted = min(255, round((step.programmed_ml or step.volume_ml or 0) * 1000)) if fixed else 0
         self._write(step.at, bytes((0x03, 0, wanted, 0, tenths)) + self._stamp(step.at))
         self._cannula = step.at if fixed else None
-        reason = "aborted" if fixed and tenths != wanted else "amount_reached"
-        target = Target.CANNULA if fixed else Target.TUBING
-        told = replace(step, target=target, volume_ml=tenths / 1000, programmed_ml=wanted / 1000, reason=reason)
+        if fixed:
+            reason = "aborted" if tenths != wanted else "amount_reached"
+            told = replace(step, volume_ml=tenths / 1000, programmed_ml=wanted / 1000, reason=reason)
+        else:
+            told = replace(step, target=Target.TUBING, volume_ml=tenths / 1000, programmed_ml=None, reason="unknown")
         self._tell(step.at, told)
 
     def _alarm(self, step: Step) -> None:
@@ -326,7 +330,7 @@ class _Book:
         long = bytes((code,)) + when + bytes(8) + struct.pack(">HHxH", basal + bolus, basal, bolus)
         self._write(at, long.ljust(length, b"\0"))
         for _ in range(2):
-            self._tell(at, Step(at=at, kind=Kind.DAILY_TOTAL))
+            self._tell(at, Step(at=at, kind=Kind.DAILY_TOTAL, timed=False))
 
 
 class Pump:

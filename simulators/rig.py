@@ -105,6 +105,7 @@ class Gateway:
         self._changed = threading.Condition()
         self._stop = False
         self._connected = False
+        self._fresh: list[tuple[str, str, bytes]] = []
         self._outgoing: list[tuple[str, str, bytes]] = []
         self._waiting: set[str] = set()
         self._done: set[str] = set()
@@ -136,11 +137,10 @@ class Gateway:
         with self._changed:
             for device in self._devices:
                 topic = f"pl1/{self._name}/d/{self.alias(device.pump_id)}/cap"
-                for payload in device.captures():
-                    sha256 = json.loads(payload)["sha256"]
-                    if sha256 not in self._done:
-                        self._outgoing.append((sha256, topic, payload))
-                        self._waiting.add(sha256)
+                named = [(json.loads(payload)["sha256"], topic, payload) for payload in device.captures()]
+                self._fresh += [one for one in named if one[0] not in self._done | self._waiting]
+            self._outgoing += [one for one in self._fresh if one[0] not in self._waiting]
+            self._waiting |= {one[0] for one in self._fresh}
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -183,16 +183,18 @@ class Gateway:
             self._changed.notify_all()
 
     def _send(self) -> None:
+        """What is fresh goes out at once; all that has no receipt goes out again after a while."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stop or (self._connected and self._waiting))
+                pause_s = self._again_s if self._waiting else None
+                self._changed.wait_for(lambda: self._stop or (self._connected and self._fresh), pause_s)
                 if self._stop:
                     return
-                batch = list(self._outgoing)
+                batch = (self._fresh or list(self._outgoing)) if self._connected else []
+                if batch is self._fresh:
+                    self._fresh = []
             for _, topic, payload in batch:
                 self._client.publish(topic, payload, qos=1)
-            with self._changed:
-                self._changed.wait_for(lambda: self._stop or not self._waiting, self._again_s)
 
 
 def _status(state: str) -> str:

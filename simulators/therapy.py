@@ -32,7 +32,7 @@ class Step:
 
     `names`: which instant the record of a bolus names, and so when it is written. `to`: what a clock is set to, naive; of a loss
     what it shows when power is back (None: what the family resets to), `dark_since` when power went. `proves`: only in what a log
-    tells, the source that this record shows to deliver (docs/semantics.md §4, proof).
+    tells, the source that this record shows to deliver (docs/semantics.md §4, proof), and `timed`, whether it prints a time.
     """
 
     at: datetime
@@ -51,6 +51,7 @@ class Step:
     to: datetime | None = None
     dark_since: datetime | None = None
     proves: Source | None = None
+    timed: bool = True
 
     @property
     def recorded(self) -> datetime:
@@ -248,7 +249,7 @@ class _Reckoning:
         if self.until is not None:
             end = (step.dark_since or step.at, number) if step else (self.until, number)
         else:
-            mine = [n for n in range(number) if self._stretch[n] == self._cut]
+            mine = [n for n in range(number) if self._stretch[n] == self._cut and self.steps[n].timed]
             end = max(((self.steps[n].recorded, n) for n in mine), default=(datetime.min.replace(tzinfo=UTC), number))
         self.running = {source for source, run in self._sources.items() if run.state in {"on", "zero"}}
         self._halt_all(end)

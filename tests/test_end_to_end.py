@@ -102,4 +102,4 @@ def test_pumps_in_serial_docks_give_what_truly_happened(tmp_path, model):
         check(lake, truth)
         (about,) = rows(lake, "pumps", truth.pump_id)
         assert about["records"] == about["events"] + about["repeats"]
-        assert about["faults"] == 0
+        assert about["holes"] == 0
