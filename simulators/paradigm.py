@@ -271,7 +271,7 @@ class _Book:
         """A tubing fill has no programmed amount; the pump knows but these two, so an unknown target is a tubing fill."""
         tenths = min(255, round((step.volume_ml or 0) * 1000))
         fixed = step.target is Target.CANNULA
-        wanted = min(255, round((step.programmed_ml or step.volume_ml or 0) * 1000)) if fixed else 0
+        wanted = min(255, max(1, round((step.programmed_ml or step.volume_ml or 0) * 1000))) if fixed else 0
         self._write(step.at, bytes((0x03, 0, wanted, 0, tenths)) + self._stamp(step.at))
         self._cannula = step.at if fixed else None
         if fixed:
