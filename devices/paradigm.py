@@ -317,6 +317,7 @@ class _BadPageError(Exception):
 _NO_RECORDS, _NO_FAULTS, _NO_ANCHORS = table(RECORDS, []), table(FAULTS, []), table(ANCHORS, [])
 _SAID = {code: (dict(one.says), one.read) for code, one in _CODES.items() if one.says or one.read}
 _HEX = [f"{code:02x}" for code in range(256)]
+_AT = [f":{offset:04d}:" for offset in range(PAGE_SIZE)]
 _TYPES = {f.name: f.type for f in RECORDS}
 _Ints = npt.NDArray[np.int64]
 
@@ -480,7 +481,7 @@ def _columns(
         "capture": pa.repeat(capture.sha256, size),
         "offset": pa.array(np.array(offsets)),
         "pump_id": pa.repeat(capture.pump_id, size),
-        "record_key": pa.array([f"{key}:{at:04d}:{_HEX[code]}" for at, code in zip(offsets, codes, strict=True)], pa.string()),
+        "record_key": pa.array([key + _AT[at] + _HEX[code] for at, code in zip(offsets, codes, strict=True)], pa.string()),
         "page": pa.repeat(key, size),
         "pump_time": pa.array(times, mask=~np.array(timed)),
         "native_code": pa.array([_HEX[code] for code in codes], pa.string()),
@@ -793,12 +794,12 @@ class _Events:
         return self.rows.raw[one.row][0]
 
     def _resumed(self, run: list[_Chosen]) -> list[_Chosen]:
-        """A basal profile start off the schedule goes behind the fixed prime or the resume before which it was written (§3.3)."""
+        """A basal profile start goes behind the fixed prime or the resume before which it was written, though stamped after it (§3.3)."""
         run = list(run)
         for nth in range(len(run) - 1):
             here, after = run[nth], run[nth + 1]
             raw, ms, next_ms = self.rows.raw[after.row], self.rows.ms[here.row], self.rows.ms[after.row]
-            if self._code(here) != 0x7B or ms is None or next_ms is None or ms % 1_800_000 == 0:
+            if self._code(here) != 0x7B or ms is None or next_ms is None:
                 continue
             if (raw[0] == 0x1F or (raw[0] == 0x03 and raw[2])) and 0 <= ms - next_ms <= _BEFORE_MS:
                 run[nth], run[nth + 1] = after, here
@@ -933,6 +934,10 @@ def cross_check(events: pa.Table) -> list[Check]:
     return days.checks()
 
 
+def _midnight_after(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), datetime.min.time())
+
+
 class _Days:
     """Sums bolus and basal by printed day."""
 
@@ -942,7 +947,7 @@ class _Days:
         self.broken: set[tuple[date, str]] = set()
         self.now: datetime | None = None
         self.scheduled: float | None = None
-        self.temp: tuple[float | None, float | None, datetime] | None = None
+        self.temp: tuple[float | None, datetime] | None = None
         self.runs: bool | None = None
         self.halted = False
         self.torn = True
@@ -953,7 +958,10 @@ class _Days:
             self._tear()
         elif code in ("6d", "6e"):
             detail = json.loads(event["detail"])
-            self.told.append((date.fromisoformat(detail["date"]), detail["bolus_u"], detail["basal_u"]))
+            day = date.fromisoformat(detail["date"])
+            self.told.append((day, detail["bolus_u"], detail["basal_u"]))
+            if self.now and self.now.date() == day:
+                self._to(_midnight_after(day))
         elif kind == Kind.BOLUS_DELIVERED:
             self._bolus(time, event["dose"], timedelta(seconds=event["duration_s"] or 0))
             if self.halted and event["proves"]:
@@ -973,7 +981,7 @@ class _Days:
         elif code == "33":
             detail = json.loads(event["detail"])
             lasts = detail.get("duration_s", 0)
-            self.temp = (event["rate_dose_h"], detail.get("percent"), event["pump_time"] + timedelta(seconds=lasts)) if lasts else None
+            self.temp = (event["rate_dose_h"], event["pump_time"] + timedelta(seconds=lasts)) if lasts else None
         elif kind in (Kind.DELIVERY_START, Kind.DELIVERY_STOP):
             self.runs, self.halted = kind == Kind.DELIVERY_START, False
         elif kind == Kind.RESERVOIR_CHANGE or event["stops_delivery"]:
@@ -993,9 +1001,9 @@ class _Days:
             self._break(time.date())
             self.torn = False
         while self.now is not None and self.now < time:
-            midnight = datetime.combine(self.now.date() + timedelta(days=1), datetime.min.time())
-            until = min(time, midnight, self.temp[2] if self.temp and self.temp[2] > self.now else time)
-            if self.temp and self.temp[2] <= self.now:
+            midnight = _midnight_after(self.now.date())
+            until = min(time, midnight, self.temp[1] if self.temp and self.temp[1] > self.now else time)
+            if self.temp and self.temp[1] <= self.now:
                 self.temp = None
                 continue
             rate = self._rate()
@@ -1007,20 +1015,18 @@ class _Days:
         self.now = max(self.now or time, time)
 
     def _rate(self) -> float | None:
+        """What basal gives now. A share of the profile is not known: the pump tells no profile start while it lasts."""
         if self.runs is None:
             return None
         if not self.runs:
             return 0.0
         if self.temp:
-            rate, percent, _ = self.temp
-            if percent is None:
-                return rate
-            return None if self.scheduled is None else self.scheduled * percent / 100
+            return self.temp[0]
         return self.scheduled
 
     def _bolus(self, start: datetime, dose: float, lasts: timedelta) -> None:
         """A square bolus over midnight belongs to both days."""
-        midnight = datetime.combine(start.date() + timedelta(days=1), datetime.min.time())
+        midnight = _midnight_after(start.date())
         today = 1.0 if start + lasts <= midnight else (midnight - start) / lasts
         self.sums[start.date(), "bolus"] += dose * today
         self.sums[midnight.date(), "bolus"] += dose * (1 - today)
@@ -1107,7 +1113,8 @@ def _fetch(waiting: int) -> bytes:
 
 
 def _missing(size: int) -> Callable[[bytes], int]:
-    return lambda got: size - len(got)
+    """How much of a reply is still to come; a refusal is a block of its own, whatever was asked."""
+    return lambda got: (_STICK_BLOCK if got[:2] == b"\x01\x66" else size) - len(got)
 
 
 HELLO = Ask(data=_STICK_READS[_PRODUCT], missing=_missing(_STICK_BLOCK), timeout_s=_STICK_S, what="looking for a CareLink stick")

@@ -339,7 +339,13 @@ def decode(
     Example:
       pumpledger decode page-*.data --family paradigm --model 522 -o events.parquet
     """
-    captures = _captures(paths, family_name, model, pump, _anchor(clock))
+    anchor = _anchor(clock)
+    try:
+        captures = _captures(paths, family_name, model, pump, anchor)
+    except InputError:
+        if pump is not None or family_name not in families():
+            raise
+        captures = _captures(paths, family_name, model, f"{family_name}:unknown", anchor)
     events, faults, records = [], 0, 0
     for pump_id in sorted({capture.pump_id for capture in captures}):
         mine = list({capture.sha256: capture for capture in captures if capture.pump_id == pump_id}.values())

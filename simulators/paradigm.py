@@ -243,7 +243,7 @@ class _Book:
             source=Source.PRIMARY,
             volume_ml=given / 100,
             programmed_ml=programmed / 100,
-            duration_s=half_hours * 1800.0 * share or None,
+            duration_s=half_hours * 1800.0 * (given / programmed if programmed else 1.0) if half_hours else None,
             proves=Source.BASAL,
         )
         self._tell(written, told, rank=1)
@@ -253,8 +253,8 @@ class _Book:
             self._tell(written, Step(at=written, kind=Kind.OTHER, timed=False), rank=1)
 
     def _counted(self, volume_ml: float) -> float:
-        """Units as this model counts them, and as many as it can."""
-        return min(round(volume_ml * 4000), 65_535) / 40 if self.large else min(round(volume_ml * 1000), 255) / 10
+        """Units as this model counts them: whole steps, and as many as it can."""
+        return min(int(volume_ml * 4000 + 1e-6), 65_535) / 40 if self.large else min(int(volume_ml * 1000 + 1e-6), 255) / 10
 
     def _bolus_record(self, at: datetime, programmed: float, given: float, half_hours: int) -> bytes:
         if self.large:

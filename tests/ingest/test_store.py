@@ -117,10 +117,10 @@ def test_the_first_arrival_stands_to_the_millisecond(tmp_path: Path) -> None:
         store.append([(capture(b"a"), ARRIVAL), (capture(b"a"), Arrival(ARRIVAL.received_at + timedelta(days=1), "file:x"))])
         assert [arrival for _, arrival in store.pending()] == [Arrival(datetime(2026, 3, 7, 20, 0, 0, 123000, UTC), "serial:/dev/ttyUSB0")]
     with pytest.raises(ValueError, match="time zone"):
-        Arrival(datetime(2026, 3, 7), "x")  # noqa: DTZ001
+        Arrival(datetime(2026, 3, 7), "x")
 
 
-_CLOCK = datetime(2026, 3, 7, 20)  # noqa: DTZ001
+_CLOCK = datetime(2026, 3, 7, 20)
 _UTC = datetime(2026, 3, 7, 20, tzinfo=UTC)
 
 
