@@ -392,13 +392,14 @@ class Lake:
         """The files of a table and bucket, loaded. A file that vanished was superseded: then the manifest is read again."""
         before = None
         while True:
+            now = [(head.stage, head.number) for head in (self.current(stage, bucket) for stage in self._stages()) if head]
             found = self._files(table, bucket)
             try:
                 return [load(self._path(file, bucket)) for file in found if months is None or file.month in months]
             except FileNotFoundError as error:
-                if found == before:
+                if now == before:
                     raise _damaged(Path(error.filename or self.root / table), "A manifest names it, and it is not there.") from None
-                before = found
+                before = now
 
     def _files(self, table: str, bucket: int) -> list[File]:
         """The files of a table and bucket in force, by month, then as they came."""

@@ -32,6 +32,10 @@ SAYS: dict[str, tuple[str, str]] = {
         "Compare the two revisions and decide on a replacement claim.",
     ),
     "NOT_IN_FORCE": ("The order's rule set is not in force on this date.", "Check the date; choose a rule set that covers it."),
+    "NO_CODE": (
+        "No therapy of this rule set names the drug, and no code is guessed.",
+        "Choose the code by hand, or add the drug to the rule set.",
+    ),
     "LE_15_MIN": ("15 minutes or less of infusion.", "Reported as an injection; nothing to do if that is right."),
     "NEAR_THRESHOLD": ("A few minutes from another number of units.", "Look at the ledger before it is billed."),
     "CROSS_MIDNIGHT": ("A session passes midnight.", "All units stand on the date it started."),

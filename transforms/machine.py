@@ -93,6 +93,9 @@ class Point(NamedTuple):
     row: int
 
 
+_NEVER = Point(2**62, 0, 0)
+
+
 def at_row(ms: int, row: int) -> Point:
     """The place of a record."""
     return Point(ms, row, row)
@@ -391,6 +394,8 @@ class _Machine:
             if one.state == DELIVERING:
                 self.flow(source, last)
                 self.tell(source, last, None)
+                if one.limited is None:
+                    self.covers.append((one.began, _NEVER))
                 self.close(source, last, alarm=False, code="OPEN")
                 self.found.ends.pop()
         self.end_kvo(last)

@@ -53,21 +53,46 @@ class LineRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Therapy:
+    """The codes of a therapy's days, by drug."""
+
+    name: str
+    drugs: tuple[str, ...]
+    continuous: str
+    intermittent: str
+    citation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSet:
     """One rule set as read from its TOML."""
 
     name: str
     version: str
+    basis: Literal["encounter", "day", "evidence"]
     in_force_from: date
     in_force_to: date | None
     routes: tuple[str, ...]
     revenue_codes: tuple[str, ...]
     excluded_drugs: tuple[str, ...]
     lines: tuple[LineRule, ...]
+    therapies: tuple[Therapy, ...]
     policies: Policies
     holds: frozenset[str]
     therapy_limits_ml_h: Mapping[str, float]
     sha256: str
+
+    def covers(self, route: str, drug: str) -> bool:
+        """Whether it has lines for this route and drug at all; no routes named: for any."""
+        return (not self.routes or route in self.routes) and not self.excludes(drug)
+
+    def day_code(self, drug: str, *, continuous: bool) -> tuple[str, str] | None:
+        """The code of a therapy day and its citation; None where no therapy names the drug: nothing is guessed."""
+        words = set(re.findall(r"[a-z0-9]+", drug.lower()))
+        for therapy in self.therapies:
+            if words.intersection(therapy.drugs):
+                return (therapy.continuous if continuous else therapy.intermittent), therapy.citation
+        return None
 
     def in_force(self, day: date) -> bool:
         """Whether it holds on this service date."""
@@ -106,10 +131,12 @@ def parse(data: bytes, sha256: str, *, name: str) -> RuleSet:
             version=raw["version"],
             in_force_from=raw["in_force_from"],
             in_force_to=raw.get("in_force_to"),
-            routes=tuple(raw["routes"]),
+            basis=raw["basis"],
+            routes=tuple(raw.get("routes", ())),
             revenue_codes=tuple(raw.get("revenue_codes", ())),
             excluded_drugs=tuple(word.lower() for word in raw.get("excluded_drugs", ())),
-            lines=tuple(LineRule(**line) for line in raw["line"]),
+            lines=tuple(LineRule(**line) for line in raw.get("line", ())),
+            therapies=tuple(Therapy(**{**one, "drugs": tuple(one["drugs"])}) for one in raw.get("therapy", ())),
             policies=policies,
             holds=frozenset(raw["holds"]["codes"]),
             therapy_limits_ml_h={k: float(v) for k, v in raw.get("therapy_limits_ml_h", {}).items() if k != "citation"},
@@ -117,6 +144,8 @@ def parse(data: bytes, sha256: str, *, name: str) -> RuleSet:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"The rule set {name} cannot be read: {error}.", do="Mend its TOML.", code="rule_set") from error
+    if rules.basis not in ("encounter", "day", "evidence"):
+        raise InputError(f"Rule set {name}: there is no basis {rules.basis!r}.", do="See docs/semantics.md §6.", code="rule_set")
     for policy, (low, high) in _RANGES.items():
         value = getattr(policies, policy)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -1,0 +1,132 @@
+"""What holds an encounter, and what is worth a look (docs/semantics.md §6): the two tables of codes, and their reach."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import date
+from typing import Any
+
+from transforms.encounters import Encounter, Span, local_date, milliseconds
+from transforms.orders import Order, Orders
+from transforms.sessions import TIME_CODES
+
+_DWELL_MS = 72 * 3_600_000
+_SESSION_INFORMS = ("DELIVERED_GT_DEMANDED", "GAPS_INVISIBLE")
+_SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
+
+
+def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, Any]], orders: Orders) -> None:
+    """Adds the codes of every encounter of one patient."""
+    of_session = {id(span): encounter for encounter in encounters for span in encounter.spans}
+    for encounter in encounters:
+        order, policies, m = encounter.order, encounter.rules.policies, encounter.minutes
+        flags = {flag for span in encounter.spans for flag in span.row["flags"]}
+        encounter.codes |= flags.intersection((*_SESSION_HOLDS, *_SESSION_INFORMS))
+        for day in encounter.dates:
+            encounter.codes |= {doubt["code"] for doubt in reaching(doubts, order, day, orders)}
+        if not encounter.rules.in_force(encounter.date):
+            encounter.codes.add("NOT_IN_FORCE")
+        if m > policies.long_infusion_hold_min:
+            encounter.codes.add("OVER_8H")
+        further = encounter.rules.rule("further")
+        if further is not None and encounter.units.get(further.code, 0) > policies.unit_cap_96370:
+            encounter.codes.add("OVER_UNIT_CAP")
+        if any(s.row["route"] == "IV" and _touches(s, encounter) for s in spans):
+            encounter.codes.add("IV_SAME_ENCOUNTER")
+        if m and all(s.row["continuous_s"] == 0 and not s.unknown for s in encounter.spans):
+            encounter.codes.add("DEMAND_ONLY")
+        _inform(encounter)
+    for one, other in _at_once(spans):
+        first, second = of_session.get(id(one)), of_session.get(id(other))
+        if first is None or second is None:
+            continue
+        if one.order.order_id == other.order.order_id and one.row["pump_id"] != other.row["pump_id"]:
+            first.codes.add("OVERLAPPING_PUMPS")
+            second.codes.add("OVERLAPPING_PUMPS")
+        elif one.order.order_id != other.order.order_id and first.eligible and second.eligible and first.rules.name == second.rules.name:
+            first.codes.add("SECOND_ORDER_SAME_DAY")
+            second.codes.add("SECOND_ORDER_SAME_DAY")
+    with_lines = [e for e in encounters if e.eligible and e.minutes > 0]
+    for encounter in with_lines:
+        if any(
+            e.date == encounter.date and e.order.order_id != encounter.order.order_id and e.rules.name == encounter.rules.name
+            for e in with_lines
+        ):
+            encounter.codes.add("SECOND_ORDER_SAME_DAY")
+
+
+def reaching(doubts: Iterable[dict[str, Any]], order: Order, day: date, orders: Orders) -> Iterable[dict[str, Any]]:
+    """What is not proved and may have been on this date: of the order's own sessions, and of any pump that it names."""
+    pumps = {one.pump_id for one in orders.of_id(order.order_id)}
+    for doubt in doubts:
+        if doubt["session_id"] is None:
+            mine = doubt["pump_id"] in pumps
+        else:
+            mine = doubt["order_id"] == order.order_id and doubt["patient_id"] == order.patient_id
+        if not mine:
+            continue
+        low, high = milliseconds(doubt["from_utc"]), milliseconds(doubt["to_utc"])
+        if (low is None or local_date(low, order) <= day) and (high is None or day <= local_date(high, order)):
+            yield doubt
+
+
+def _touches(span: Span, encounter: Encounter) -> bool:
+    return local_date(span.start, encounter.order) <= encounter.date <= local_date(span.stop, encounter.order)
+
+
+def _at_once(spans: list[Span]) -> Iterable[tuple[Span, Span]]:
+    """Pairs of sessions that infuse at the same time."""
+    pieces = sorted(((low, high, n) for n, span in enumerate(spans) for low, high in span.infusing if high > low))
+    running: list[tuple[int, int]] = []
+    seen = set()
+    for low, high, number in pieces:
+        running = [(stop, other) for stop, other in running if stop > low]
+        for _, other in running:
+            if other != number and (pair := (min(number, other), max(number, other))) not in seen:
+                seen.add(pair)
+                yield spans[pair[0]], spans[pair[1]]
+        running.append((high, number))
+
+
+def _inform(encounter: Encounter) -> None:
+    """Codes that change nothing and are worth a look."""
+    rules, order, m, codes = encounter.rules, encounter.order, encounter.minutes, encounter.codes
+    spans = encounter.spans
+    if not encounter.eligible:
+        codes.add("EXCLUDED_DRUG" if order.route in rules.routes else "ROUTE_NOT_SC")
+        return
+    if 1 <= m <= 15:
+        codes.add("LE_15_MIN")
+    near = round(rules.policies.near_threshold_min)
+    if any(rules.units(max(0, m + step)) != rules.units(m) for step in (-near, near)):
+        codes.add("NEAR_THRESHOLD")
+    if any(local_date(s.start, order) != local_date(s.stop, order) for s in spans):
+        codes.add("CROSS_MIDNIGHT")
+    if len(spans) > 1:
+        codes.add("GAP_OVER_LIMIT")
+    if any(s.row["kvo_s"] for s in spans):
+        codes.add("KVO_EXCLUDED")
+    if any(s.row["alarm_s"] for s in spans):
+        codes.add("ALARM_PAUSE_EXCLUDED")
+    if order.place_of_service == "12":
+        codes.add("HOME_SETTING_USE_PER_DIEM")
+    limit = rules.limit_ml_h(order.drug)
+    if limit is not None and any((s.row["max_rate_ml_h"] or 0) > limit for s in spans):
+        codes.add("RATE_ABOVE_THERAPY_LIMIT")
+
+
+def dwells(encounters: list[Encounter]) -> list[Encounter]:
+    """Encounters that end with more than 72 h on one site: from a new site to the end of infusion before the next."""
+    by_order: dict[str, list[Encounter]] = defaultdict(list)
+    for encounter in encounters:
+        by_order[encounter.order.order_id].append(encounter)
+    found = []
+    for mine in by_order.values():
+        sites = sorted(s["at"] for e in mine for s in e.setups if s["new_site"] == "yes")
+        for encounter in mine:
+            stops = [high for span in encounter.spans for _, high in span.infusing]
+            before = [site for site in sites if stops and site < max(stops)]
+            if before and max(stops) - before[-1] > _DWELL_MS:
+                found.append(encounter)
+    return found
