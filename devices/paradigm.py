@@ -224,7 +224,7 @@ _CODES: Mapping[int, _Code] = {
     0x07: _Code("daily total", 7, 10, _UNTIMED, date_at=5, says=_TOTAL, read=_total),
     0x08: _Code("basal profile edited", 152, says=_SETTINGS),
     0x09: _Code("basal profile before the edit", 152, says=_SETTINGS),
-    0x0B: _Code("record 0b", 8, time_at=3),
+    0x0B: _Code("", 8, time_at=3),
     0x0C: _Code("alarm cleared", says=_kind(Kind.ALARM_CLEARED), read=_alarm_type),
     0x14: _Code("basal pattern selected", says=_SETTINGS),
     0x16: _Code("duration of a temporary basal", read=_temp_duration),
@@ -234,39 +234,34 @@ _CODES: Mapping[int, _Code] = {
     0x1E: _Code("suspend", says=_kind(Kind.DELIVERY_STOP, source=_BASAL, reason="user")),
     0x1F: _Code("resume", says=_kind(Kind.DELIVERY_START, source=_BASAL)),
     0x21: _Code("rewind", says=_kind(Kind.RESERVOIR_CHANGE)),
-    0x26: _Code("record 26", 21),
-    0x2E: _Code("record 2e", 107),
-    0x30: _Code("record 30", -1, time_at=_UNTIMED),
+    0x30: _Code("", -1, time_at=_UNTIMED),
     0x33: _Code("temporary basal", 8, says=_BASAL_RATE, read=_temp_basal),
     0x34: _Code("low reservoir", says=_kind(Kind.ALARM_RAISED, alarm_class="low_reservoir", stops_delivery=False), read=_low_reservoir),
-    0x36: _Code("record 36", 21),
-    0x39: _Code("record 39", 10),
-    0x3C: _Code("record 3c", 21),
-    0x3F: _Code("record 3f", 10),
-    0x40: _Code("record 40", 9),
-    0x41: _Code("record 41", 8),
-    0x42: _Code("record 42", 8),
-    0x4F: _Code("record 4f", 39),
-    0x50: _Code("record 50", 37),
-    0x53: _Code("record 53", 8),
-    0x54: _Code("record 54", 64),
-    0x55: _Code("record 55", 55),
-    0x56: _Code("record 56", 12),
-    0x5A: _Code("record 5a", 124, 144),
-    0x5B: _Code("record 5b", 20, 22),
     0x5C: _Code("unabsorbed insulin", -1, time_at=_UNTIMED),
-    0x67: _Code("record 67", 9),
-    0x68: _Code("record 68", 9),
-    0x69: _Code("record 69", 7, 9),
     0x6C: _Code("daily total", 38, time_at=_UNTIMED, date_at=1, says=_TOTAL, read=_total),
     0x6D: _Code("daily total", 44, time_at=_UNTIMED, date_at=1, says=_TOTAL, read=_total),
     0x6E: _Code("daily total", 52, time_at=_UNTIMED, date_at=1, says=_TOTAL, read=_total),
     0x7B: _Code("basal profile start", 10, says=_BASAL_RATE, read=_profile_start),
-    0x7D: _Code("record 7d", 37),
-    0x81: _Code("record 81", 12),
-    0x82: _Code("record 82", 12),
 }
-"""Every code that is not the default: 7 bytes, with a time at byte 2, `other`. Length -1: byte 1 tells it, 2 at least."""
+"""What has a meaning here, or its time elsewhere. The default: 7 bytes, a time at byte 2, `other`. Length -1: byte 1 tells it."""
+
+_LENGTHS: Mapping[int, tuple[int, int]] = {
+    **dict.fromkeys((65, 66, 83), (8, 8)),
+    **dict.fromkeys((64, 103, 104), (9, 9)),
+    **dict.fromkeys((57, 63), (10, 10)),
+    **dict.fromkeys((86, 129, 130), (12, 12)),
+    **dict.fromkeys((38, 54, 60), (21, 21)),
+    0x2E: (107, 107),
+    0x4F: (39, 39),
+    0x50: (37, 37),
+    0x54: (64, 64),
+    0x55: (55, 55),
+    0x7D: (37, 37),
+    0x5A: (124, 144),
+    0x5B: (20, 22),
+    0x69: (7, 9),
+}
+"""The lengths, on small and on larger models, of the codes without a meaning here; 50 has 41 on x51 and x54."""
 
 _REWRITTEN = frozenset({0x01, 0x03})
 """Records of which a pump may change the amount in place."""
@@ -280,26 +275,24 @@ class _Layout(NamedTuple):
     date_at: list[int]
 
 
-def _layout(larger: bool, **lengths: int) -> _Layout:
-    default = _Code("")
-    codes = [_CODES.get(code, default) for code in range(256)]
+def _layout(larger: bool, *, length_of_50: int = 37) -> _Layout:
+    codes = [_CODES.get(code, _Code("", *_LENGTHS.get(code, (7, 7)))) for code in range(256)]
     length = [(larger and one.larger) or one.small for one in codes]
-    for code, size in lengths.items():
-        length[int(code[1:], 16)] = size
+    length[0x50] = length_of_50
     return _Layout(length, [(larger and one.larger_time_at) or one.time_at for one in codes], [one.date_at for one in codes])
 
 
 _LAYOUTS = {False: _layout(larger=False), True: _layout(larger=True)}
-_LAYOUT_51 = _layout(True, x50=41)
+_LAYOUT_51 = _layout(larger=True, length_of_50=41)
 
 
 def layout_of(model: str | None) -> tuple[_Layout, bool] | None:
     """The record layout of a model such as "522" or "723", and whether it is of the larger kind; None where the model says nothing."""
-    found = re.fullmatch(r"\D*[57](\d\d)\D*", model or "")
-    if not found:
+    found = re.fullmatch(r"\D*([57])(\d\d)\D*", model or "")
+    if not found or not (8 if found[1] == "5" else 0) <= int(found[2]) <= 54:
         return None
-    larger = int(found[1]) >= 23
-    return (_LAYOUT_51 if found[1] in ("51", "54") else _LAYOUTS[larger]), larger
+    larger = int(found[2]) >= 23
+    return (_LAYOUT_51 if found[2] in ("51", "54") else _LAYOUTS[larger]), larger
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -525,7 +518,7 @@ class _Rows:
     """The columns of RECORDS that order and pairs depend on, as lists."""
 
     def __init__(self, records: pa.Table, anchors: pa.Table) -> None:
-        self.table = records
+        self.table = records = records.combine_chunks()
         self.capture: list[str] = records.column("capture").to_pylist()
         self.part: list[str | None] = records.column("part").to_pylist()
         self.page: list[str] = records.column("page").to_pylist()
@@ -726,9 +719,9 @@ class _Line:
         self.read_at = _NEVER
 
     def order(self, ms: Mapping[str, list[int]]) -> tuple[int, int, str]:
-        """Where the line stands among those it shares no page with: when it was read, else its last printed time; then its first."""
-        printed = [at for page in self.pages for at in ms[page]]
-        return (self.read_at if self.read_at != _NEVER else max(printed)), min(printed), self.pages[0]
+        """Where the line stands among those it shares no page with: when it was read, else by its first printed time."""
+        printed = min(at for page in self.pages for at in ms[page])
+        return (self.read_at if self.read_at != _NEVER else printed), printed, self.pages[0]
 
     def entries(self) -> Iterable[str | _Hole]:
         """Pages and holes in order. A hole is named by the good pages beside it and its distance from the older one."""
@@ -794,15 +787,19 @@ class _Events:
         return self.rows.raw[one.row][0]
 
     def _resumed(self, run: list[_Chosen]) -> list[_Chosen]:
-        """A basal profile start goes behind the fixed prime or the resume before which it was written, though stamped after it (§3.3)."""
+        """A basal profile start goes behind the fixed prime or the resume before which it was written, though stamped after it (§3.3).
+
+        Records without a time, such as midnight's daily totals, may stand between the two.
+        """
         run = list(run)
         for nth in range(len(run) - 1):
-            here, after = run[nth], run[nth + 1]
-            raw, ms, next_ms = self.rows.raw[after.row], self.rows.ms[here.row], self.rows.ms[after.row]
-            if self._code(here) != 0x7B or ms is None or next_ms is None:
+            here, ms = run[nth], self.rows.ms[run[nth].row]
+            if self._code(here) != 0x7B or ms is None:
                 continue
-            if (raw[0] == 0x1F or (raw[0] == 0x03 and raw[2])) and 0 <= ms - next_ms <= _BEFORE_MS:
-                run[nth], run[nth + 1] = after, here
+            then = next((n for n in range(nth + 1, len(run)) if self.rows.ms[run[n].row] is not None), nth)
+            raw, then_ms = self.rows.raw[run[then].row], self.rows.ms[run[then].row]
+            if (raw[0] == 0x1F or (raw[0] == 0x03 and raw[2])) and then_ms is not None and 0 <= ms - then_ms <= _BEFORE_MS:
+                run[nth : then + 1] = [*run[nth + 1 : then + 1], here]
         return run
 
     def _make(self, says: Says) -> None:
@@ -1055,12 +1052,12 @@ class _Read:
     retries: int = 2
     pages: int = 1
     tries: int = 3
-    polls: int = 60
+    polls: int = 25
 
 
 _POWER, _MODEL, _CLOCK_READ, _BATTERY, _COUNT, _PAGE = 0x5D, 0x8D, 0x70, 0x72, 0x9D, 0x80
 _PUMP_READS: Mapping[int, _Read] = {
-    _POWER: _Read("radio on for 10 minutes", b"\x01\x0a", button=0x55, retries=0, pages=0, tries=1, polls=250),
+    _POWER: _Read("radio on for 10 minutes", b"\x01\x0a", button=0x55, retries=0, pages=0, tries=1, polls=120),
     _MODEL: _Read("model"),
     _CLOCK_READ: _Read("clock"),
     _BATTERY: _Read("battery", tries=2),
@@ -1435,10 +1432,14 @@ def _battery(stick: _Stick) -> _Talk[str | None]:
 
 
 def _pages(stick: _Stick, known: _Known, blank: Capture, token: str) -> _Talk[tuple[int, bool]]:
-    """Gives the pages, newest first: how many were new, and whether none stayed bad."""
+    """Gives the pages, newest first: how many were new, and whether none stayed bad.
+
+    A page that comes twice has moved up by one, for another was begun meanwhile; or it is an old answer, so it is asked again.
+    """
     answer = yield from stick.pump(_COUNT, check=lambda data: "" if len(data) >= 4 else "the answer is too short")
     count = min(int.from_bytes(answer.data[:4]), _LAST_PAGE) if answer and not answer.why else _LAST_PAGE
-    new, whole, number, before = 0, True, 0, b""
+    new, whole, number = 0, True, 0
+    before, start_before = b"", ""
     jump: tuple[int, int, str] | None = None
     may_jump = True
     while number <= count:
@@ -1469,9 +1470,11 @@ def _pages(stick: _Stick, known: _Known, blank: Capture, token: str) -> _Talk[tu
         if page.why:
             whole = False
             yield Note(f"history page {number}: {page.why}; kept as it came")
-        elif _has_start(page.data, blank.model):
+        elif start := _start_of(page.data, blank.model):
             if sha in known.complete:
                 break
+            count = min(count + (start == start_before), _LAST_PAGE)
+            start_before = start
             if may_jump and (ahead := known.ahead(sha)) and number + ahead[0] <= count:
                 jump = (number + ahead[0], number + 1, ahead[1])
         before = page.data
@@ -1485,9 +1488,10 @@ def _page_answer(data: bytes) -> str:
     return "" if 1 <= len(data) <= 2 else _whole(data)
 
 
-def _has_start(page: bytes, model: str | None) -> bool:
-    """Whether a page can be told from others: one without a timed record is blank, again and again."""
-    return bool(decode(Capture(data=page, family=FAMILY, pump_id=FAMILY, model=model)).records.num_rows)
+def _start_of(page: bytes, model: str | None) -> str:
+    """What makes a page itself; "" for one without a timed record, which is blank again and again."""
+    records = decode(Capture(data=page, family=FAMILY, pump_id=FAMILY, model=model)).records
+    return str(records.column("page")[0]) if records.num_rows else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1513,7 +1517,9 @@ def _is_transcript(data: bytes) -> bool:
 
 
 def recognise(name: str, data: bytes) -> bool:
-    """Whether a file is a history page (its checksum is right), or a recorded dialogue with a stick."""
+    """Whether a file is a history page (by its checksum, or by size and name), or a recorded dialogue with a stick."""
+    if len(data) == PAGE_SIZE and re.search(r"page\D*\d", name, re.IGNORECASE):
+        return True
     try:
         return not _whole(data) or _is_transcript(_unpacked(data))
     except InputError:
