@@ -1,4 +1,4 @@
-"""The main job on simulated pumps: PCA pumps over MQTT and subcutaneous pumps over serial lines → store → lake → lines."""
+"""The main job on simulated pumps: PCA and subcutaneous pumps over MQTT and serial lines → store → lake → lines."""
 
 from __future__ import annotations
 
@@ -65,6 +65,10 @@ def patients(now: datetime) -> list[Patient]:
     basal = Pen(start, TZ).until(7).run(0.4, Source.BASAL).wait(minutes=20).stop(Source.BASAL)
     for minutes in (130, 95):
         basal.wait(hours=20).until(9).set_up().wait(seconds=30).run(0.4, Source.BASAL).wait(minutes=minutes).stop(Source.BASAL)
+    serial_pca = pen().run(1.2).wait(minutes=50)
+    for _ in range(3):
+        serial_pca.demand().bolus(0.4, 120.0).wait(minutes=22).demand(denied="lockout").wait(minutes=8)
+    serial_pca.stop().wait(minutes=20).reservoir().wait(minutes=6).run(1.2).wait(minutes=70).stop()
     insulin = Pen(start, TZ).until(6).run(0.09, Source.BASAL).wait(hours=6).stop(Source.BASAL).wait(minutes=30)
     insulin.run(0.09, Source.BASAL).wait(hours=20).stop(Source.BASAL)
     return [
@@ -74,6 +78,7 @@ def patients(now: datetime) -> list[Patient]:
         _patient("canonical", "PCA-04", "pt-104", "morphine", demands, now),
         _patient("canonical", "PCA-05", "pt-105", "hydromorphone", lost, now),
         _patient("canonical", "PCA-06", "pt-106", "ketamine", possible, now),
+        _patient("miva", "M4821907", "pt-107", "hydromorphone", serial_pca, now),
         _patient("paradigm", "482916", "pt-201", "treprostinil", basal, now, model=723),
         _patient("paradigm", "482917", "pt-202", "insulin lispro", insulin, now, model=522),
     ]
@@ -108,7 +113,7 @@ def run(out: Path, say: Callable[[str], None], show_page: Callable[[night.Page],
     lake = _fresh(out)
     now = datetime.now(UTC).replace(microsecond=0)
     people = patients(now)
-    say(f"1. {len(people)} simulated pumps begin: PCA pumps publish over MQTT, subcutaneous pumps wait in serial docks.")
+    say(f"1. {len(people)} simulated pumps begin: PCA pumps publish over MQTT; a PCA pump and subcutaneous pumps wait in serial docks.")
     devices, truths = [], []
     for number, one in enumerate(people):
         device, truth = simulators.family(one.family).simulate(
@@ -127,7 +132,7 @@ def run(out: Path, say: Callable[[str], None], show_page: Callable[[night.Page],
             if "error" in result:
                 raise InputError(f"The simulated dock failed: {result['line']}", do="Run it again; tell us if it stays.", code="demo")
             say(f"3. Downloaded over {Path(result['port']).name}: {result['line']}")
-        say(f"   (both docks at once, {time.monotonic() - began:.1f} s)")
+        say(f"   (all docks at once, {time.monotonic() - began:.1f} s)")
     say("4. The night: store → raw → events → sessions → set-ups → lines → worklist.")
     show_page(night.nightly(lake, orders_file=lake / "orders.csv", store=store))
     _show(lake, truths, say)

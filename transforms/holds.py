@@ -27,15 +27,16 @@ def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, 
             encounter.codes |= {doubt["code"] for doubt in reaching(doubts, order, day, orders)}
         if not encounter.rules.in_force(encounter.date):
             encounter.codes.add("NOT_IN_FORCE")
-        if m > policies.long_infusion_hold_min:
-            encounter.codes.add("OVER_8H")
-        further = encounter.rules.rule("further")
-        if further is not None and encounter.units.get(further.code, 0) > policies.unit_cap_96370:
-            encounter.codes.add("OVER_UNIT_CAP")
-        if any(s.row["route"] == "IV" and _touches(s, encounter) for s in spans):
-            encounter.codes.add("IV_SAME_ENCOUNTER")
-        if m and all(s.row["continuous_s"] == 0 and not s.unknown for s in encounter.spans):
-            encounter.codes.add("DEMAND_ONLY")
+        if encounter.eligible:
+            if m > policies.long_infusion_hold_min:
+                encounter.codes.add("OVER_8H")
+            further = encounter.rules.rule("further")
+            if further is not None and encounter.units.get(further.code, 0) > policies.unit_cap_96370:
+                encounter.codes.add("OVER_UNIT_CAP")
+            if any(s.row["route"] == "IV" and _touches(s, encounter) for s in spans):
+                encounter.codes.add("IV_SAME_ENCOUNTER")
+            if m and all(s.row["continuous_s"] == 0 and not s.unknown for s in encounter.spans):
+                encounter.codes.add("DEMAND_ONLY")
         _inform(encounter)
     for one, other in _at_once(spans):
         first, second = of_session.get(id(one)), of_session.get(id(other))
