@@ -243,6 +243,15 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
     return {"bucket": bucket, "pumps": len(due)}
 
 
+def derived_anew(root: Path, bucket: int) -> dict[str, pa.Table]:
+    """The tables of a bucket as its captures give them now, all of them, without publishing anything."""
+    lake = open_lake(root)
+    known, policy = _orders(lake), settings.load(root).facts
+    raw = lake.raw(bucket)
+    found = [_derive(pump, raw.filter(pc.equal(raw["pump_id"], pump)), known, policy) for pump in sorted(set(raw["pump_id"].to_pylist()))]
+    return {name: pa.concat_tables([schema.empty_table(), *(one[name] for one in found)]) for name, schema in CONSOLIDATED.items()}
+
+
 def _months(whole: Mapping[str, pa.Table]) -> dict[str, Any]:
     started = dict(zip(whole["sessions"]["session_id"].to_pylist(), months_of(whole["sessions"]["start_local"]).to_pylist(), strict=True))
     of_session = {
