@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.conftest import ROOT
@@ -68,7 +69,7 @@ def test_a_lock_pins_every_package_by_version_and_hash_and_names_no_address(lock
 def test_a_lock_holds_what_pyproject_asks_for(lock: str, needs: list[str]) -> None:
     pinned = _pins(lock)
     for need in map(Requirement, needs):
-        versions = pinned.get(need.name, set())
+        versions = pinned.get(canonicalize_name(need.name), set())
         assert versions, f"{lock} lacks {need.name}: run make lock"
         assert all(version in need.specifier for version in versions), (
             f"{lock} has {need.name} {versions}, not {need.specifier}: run make lock"
