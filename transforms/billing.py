@@ -18,7 +18,7 @@ from transforms import tables
 from transforms.codes import SAYS
 from transforms.days import Day, days_of, split_by_day
 from transforms.encounters import Encounter, Facts, Span, count, encounters_of, spans_of
-from transforms.holds import dwells, hold, reaching
+from transforms.holds import Reach, dwells, hold, reach_of, reached
 from transforms.orders import Order, Orders
 from transforms.ruleset import RuleSet
 from transforms.tables import identify, rows_to_table
@@ -47,6 +47,7 @@ def bill(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_po
     doubts = facts.doubts.to_pylist()
     lines: list[dict[str, Any]] = []
     days: list[dict[str, Any]] = []
+    reaches: dict[str, set[Reach]] = {}
     by_patient: dict[str, list[Span]] = defaultdict(list)
     for span in spans:
         by_patient[span.order.patient_id].append(span)
@@ -66,7 +67,9 @@ def bill(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_po
             days.append(day.row)
             rules = rule_sets[day.order.rule_set]
             if rules.basis == "day":
-                line = _day_line(day, rules, doubts, orders, fact_policies)
+                if day.order.order_id not in reaches:
+                    reaches[day.order.order_id] = reach_of(doubts, day.order, orders)
+                line = _day_line(day, rules, reaches[day.order.order_id], fact_policies)
                 lines.append(line)
                 work.day(day, line, rules)
     return Bill(
@@ -144,10 +147,10 @@ def _line(
     }
 
 
-def _day_line(day: Day, rules: RuleSet, doubts: list[dict[str, Any]], orders: Orders, fact_policies: Mapping[str, Any]) -> dict[str, Any]:
+def _day_line(day: Day, rules: RuleSet, reaches: set[Reach], fact_policies: Mapping[str, Any]) -> dict[str, Any]:
     """The per-diem line of one order and local date."""
     order, date_ = day.order, day.row["date"]
-    codes = {doubt["code"] for doubt in reaching(doubts, order, date_, orders) if doubt["code"] != "SESSION_OPEN"}
+    codes = reached(reaches, date_) - {"SESSION_OPEN"}
     codes |= {"SESSION_OPEN" for span in day.spans if day.is_left_open(span)}
     told = rules.day_code(order.drug, continuous=day.row["continuous"])
     if told is None:

@@ -18,13 +18,16 @@ _SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
 
 def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, Any]], orders: Orders) -> None:
     """Adds the codes of every encounter of one patient."""
+    reaches: dict[str, set[Reach]] = {}
     of_session = {id(span): encounter for encounter in encounters for span in encounter.spans}
     for encounter in encounters:
         order, policies, m = encounter.order, encounter.rules.policies, encounter.minutes
         flags = {flag for span in encounter.spans for flag in span.row["flags"]}
         encounter.codes |= flags.intersection((*_SESSION_HOLDS, *_SESSION_INFORMS))
+        if order.order_id not in reaches:
+            reaches[order.order_id] = reach_of(doubts, order, orders)
         for day in encounter.dates:
-            encounter.codes |= {doubt["code"] for doubt in reaching(doubts, order, day, orders)}
+            encounter.codes |= reached(reaches[order.order_id], day)
         if not encounter.rules.in_force(encounter.date):
             encounter.codes.add("NOT_IN_FORCE")
         if encounter.eligible:
@@ -57,19 +60,28 @@ def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, 
             encounter.codes.add("SECOND_ORDER_SAME_DAY")
 
 
-def reaching(doubts: Iterable[dict[str, Any]], order: Order, day: date, orders: Orders) -> Iterable[dict[str, Any]]:
-    """What is not proved and may have been on this date: of the order's own sessions, and of any pump that it names."""
+Reach = tuple[str, date | None, date | None]
+"""A code, and the dates from and to which what it says may have been; None: without bound."""
+
+
+def reach_of(doubts: Iterable[dict[str, Any]], order: Order, orders: Orders) -> set[Reach]:
+    """How far what is not proved reaches into an order: of its own sessions, and of cuts in the logs of all pumps that it names."""
     pumps = {one.pump_id for one in orders.of_id(order.order_id)}
+    found = set()
     for doubt in doubts:
         if doubt["session_id"] is None:
             mine = doubt["pump_id"] in pumps
         else:
             mine = doubt["order_id"] == order.order_id and doubt["patient_id"] == order.patient_id
-        if not mine:
-            continue
-        low, high = milliseconds(doubt["from_utc"]), milliseconds(doubt["to_utc"])
-        if (low is None or local_date(low, order) <= day) and (high is None or day <= local_date(high, order)):
-            yield doubt
+        if mine:
+            low, high = milliseconds(doubt["from_utc"]), milliseconds(doubt["to_utc"])
+            found.add((doubt["code"], None if low is None else local_date(low, order), None if high is None else local_date(high, order)))
+    return found
+
+
+def reached(reaches: Iterable[Reach], day: date) -> set[str]:
+    """The codes that may have been true on this date."""
+    return {code for code, low, high in reaches if (low is None or low <= day) and (high is None or day <= high)}
 
 
 def _touches(span: Span, encounter: Encounter) -> bool:

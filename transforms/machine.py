@@ -7,8 +7,11 @@ rows order what the clock cannot. `run` works on plain arrays and lists and know
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from devices.contract import Kind, Source
 
@@ -101,6 +104,22 @@ def at_row(ms: int, row: int) -> Point:
     return Point(ms, row, row)
 
 
+class Spans:
+    """Stretches between two points, half open, that may overlap; found by bisection."""
+
+    def __init__(self, spans: Iterable[tuple[Point, Point]]) -> None:
+        self._starts: list[Point] = []
+        self._reach: list[Point] = []
+        for start, stop in sorted(spans):
+            self._starts.append(start)
+            self._reach.append(max(stop, self._reach[-1]) if self._reach else stop)
+
+    def hold(self, at: Point) -> bool:
+        """Whether any of them holds this point."""
+        before = bisect_right(self._starts, at)
+        return before > 0 and at < self._reach[before - 1]
+
+
 class Segment(NamedTuple):
     """What was true of a source between two points. `code` is NO_STOP, NO_START, OPEN (it still ran at the end) or empty."""
 
@@ -127,6 +146,33 @@ class Found:
     settled: tuple[Point, bool] | None = None
     volumes: list[tuple[Point, float, float]] = field(default_factory=list)
     amounts: dict[Point, float] = field(default_factory=dict)
+    _sorted: dict[str, list[Any]] = field(default_factory=dict)
+
+    def amounts_in(self, start: Point, stop: Point) -> list[tuple[Point, float]]:
+        """What deliveries that ended after `start` and up to `stop` gave by rate x time, mL."""
+        given = self._order("amounts", self.amounts.items())
+        return given[bisect_right(given, start, key=_place) : bisect_right(given, stop, key=_place)]
+
+    def ends_until(self, low: int, high: int) -> list[tuple[Point, bool]]:
+        """Where deliveries ended within these ms, in order, and before them the last that ended up to `low`."""
+        ends = self._order("ends", self.ends)
+        first = bisect_right(ends, low, key=lambda end: end[0].ms)
+        return ends[max(0, first - 1) : bisect_right(ends, high, key=lambda end: end[0].ms)]
+
+    def kvo_in(self, low: int, high: int) -> list[Segment]:
+        """The segments of keep-vein-open that reach into these ms."""
+        kvo = self._order("kvo", (segment for segment in self.segments if segment.what == "kvo"))
+        reach = self._order("kvo reach", accumulate((segment.stop.ms for segment in kvo), max))
+        return kvo[bisect_left(reach, low) : bisect_right(kvo, high, key=lambda segment: segment.start.ms)]
+
+    def _order(self, name: str, items: Iterable[Any]) -> list[Any]:
+        if name not in self._sorted:
+            self._sorted[name] = sorted(items)
+        return self._sorted[name]
+
+
+def _place(amount: tuple[Point, float]) -> Point:
+    return amount[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,16 +461,19 @@ class _Machine:
                 lasts = round((steps.duration_s[i] or 0.0) * 1000)
                 begins = max(0, steps.ms[i] - lasts) if steps.at_end[i] else steps.ms[i]
                 given.append((at_row(begins, steps.first + i), begins + lasts, SOURCE_CODE[steps.source[i] or Source.PRIMARY]))
+        cuts.sort()
+        covered = Spans(self.covers)
+        flows_until = Point(-1, -1, 0)
         for start, ends, source in sorted(given):
-            if any(low <= start < high for low, high in self.covers):
+            if start < flows_until or covered.hold(start):
                 continue
             stop, alarm = Point(min(ends, steps.end_ms), -1, start.row), False
-            after = [cut for cut in cuts if cut[0] > start]
-            if after and min(after)[0].ms <= stop.ms:
-                stop, alarm = min(after)
+            following = bisect_right(cuts, (start, True))
+            if following < len(cuts) and cuts[following][0].ms <= stop.ms:
+                stop, alarm = cuts[following]
             stop = max(stop, start)
             self.segment("infusing", source, start, stop, "BOLUS")
-            self.covers.append((start, stop))
+            flows_until = stop
             self.found.ends.append((stop, alarm))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from devices.contract import Kind, Log
@@ -128,7 +130,8 @@ class _Pump:
         self.intervals: list[dict[str, Any]] = []
         self.setups: list[dict[str, Any]] = []
         self.doubts: list[dict[str, Any]] = []
-        self.zones = sorted({order.tz for order in orders.of_pump(self.pump_id)})
+        self._last_known, self._next_known = _known(line.utc)
+        self._by_instant: dict[int, tuple[list[int], list[int]]] = {}
 
     def facts(self) -> Facts:
         before: Found | None = None
@@ -278,24 +281,17 @@ class _Pump:
 
     def known_before(self, row: int) -> int | None:
         """UTC of this row's event, or of the last before it that has one."""
-        while row >= 0:
-            if self.line.utc[row] != NONE:
-                return int(self.line.utc[row])
-            row -= 1
-        return None
+        return self._last_known[row] if row >= 0 else None
 
     def known_after(self, row: int) -> int | None:
         """UTC of this row's event, or of the first after it that has one."""
-        while row < len(self.ms):
-            if self.line.utc[row] != NONE:
-                return int(self.line.utc[row])
-            row += 1
-        return None
+        return self._next_known[row] if row < len(self.ms) else None
 
     def flag_rest(self, number: int, sessions: list[_Session], found: Found) -> None:
         first, last = int(self.line.first[number]), int(self.line.last[number]) + 1
         conflicts = [at_row(self.ms[row], row) for row in range(first, last) if self.col["conflict"][row]]
         violations = self.lockout_violations(first, last)
+        mismatches = [at for at, told, flow in found.volumes if abs(told - flow) > 1 and abs(told - flow) > 0.1 * told]
         gap = self.policy.gap_ms
         for session in sessions:
             start, stop = session.start, session.stop
@@ -303,9 +299,8 @@ class _Pump:
                 session.flags.add("RECORD_CONFLICT")
             if any(start.ms <= low.ms <= stop.ms or start.ms <= high.ms <= stop.ms for low, high in violations):
                 session.flags.add("LOCKOUT_VIOLATION")
-            for at, told, flow in found.volumes:
-                if start.ms <= at.ms <= stop.ms and abs(told - flow) > 1 and abs(told - flow) > 0.1 * told:
-                    session.flags.add("VOLUME_MISMATCH")
+            if any(start.ms <= at.ms <= stop.ms for at in mismatches):
+                session.flags.add("VOLUME_MISMATCH")
             if self.uncertain(number, session):
                 session.flags.add("CLOCK_UNCERTAIN")
             if session.order is not None and session.order.stop_ms is not None and self.outlasts(session):
@@ -352,25 +347,26 @@ class _Pump:
     def make_setups(self, number: int, pieces: list[_Piece], sessions: list[_Session]) -> None:
         first, last = int(self.line.first[number]), int(self.line.last[number]) + 1
         owner = {id(piece): session for session in sessions for piece in session.pieces}
+        starts = [piece.start for piece in pieces]
+        held = machine.Spans((piece.start, piece.stop) for piece in pieces)
         group: list[Point] = []
         for row in range(first, last):
             if self.col["kind"][row] not in _SETUP:
                 continue
             at = at_row(self.ms[row], row)
-            within = next((p for p in pieces if p.start < at < p.stop), None)
-            if within is not None:
+            if held.hold(at) and (within := next((p for p in pieces if p.start < at < p.stop), None)) is not None:
                 self.setup(number, [at], owner[id(within)])
                 continue
-            if group and any(group[-1] < piece.start < at for piece in pieces):
-                self.setup(number, group, self.next_session(group[-1], pieces, owner))
+            if group and bisect_left(starts, at) > bisect_right(starts, group[-1]):
+                self.setup(number, group, self.next_session(group[-1], pieces, starts, owner))
                 group = []
             group.append(at)
         if group:
-            self.setup(number, group, self.next_session(group[-1], pieces, owner))
+            self.setup(number, group, self.next_session(group[-1], pieces, starts, owner))
 
-    def next_session(self, at: Point, pieces: list[_Piece], owner: dict[int, _Session]) -> _Session | None:
-        following = next((piece for piece in pieces if piece.start > at), None)
-        return owner[id(following)] if following is not None else None
+    def next_session(self, at: Point, pieces: list[_Piece], starts: list[Point], owner: dict[int, _Session]) -> _Session | None:
+        following = bisect_right(starts, at)
+        return owner[id(pieces[following])] if following < len(pieces) else None
 
     def setup(self, number: int, points: list[Point], session: _Session | None) -> None:
         rows = [point.row for point in points]
@@ -436,7 +432,8 @@ class _Pump:
         rates = [self.col["rate_ml_h"][row] for row in rows if self.col["rate_ml_h"][row] is not None]
         continuous = _union(
             (max(seg.start.ms, start.ms), min(seg.stop.ms, stop.ms))
-            for seg in found.segments
+            for piece in session.pieces
+            for seg in piece.segments
             if seg.what == "infusing" and seg.code != "BOLUS" and seg.source not in machine.BOLUS_LIKE
         )
         tz = order.zone if order else None
@@ -515,7 +512,7 @@ class _Pump:
             for segment in piece.segments:
                 if segment.what != "infusing" or (segment.code != "BOLUS" and segment.stop not in found.amounts):
                     return None
-        flows = [amount for at, amount in found.amounts.items() if start < at <= stop]
+        flows = [amount for at, amount in found.amounts_in(start, stop)]
         boluses = [self.col["volume_ml"][row] for row in rows if self.col["kind"][row] == Kind.BOLUS_DELIVERED.value]
         return None if None in boluses else round(sum(flows) + sum(boluses), 6)
 
@@ -536,8 +533,16 @@ class _Pump:
 
     def within(self, number: int, session: _Session) -> list[int]:
         """The rows of a stretch whose instant lies in the session's span."""
-        low, high = session.start.ms, session.stop.ms
-        return [row for row in range(int(self.line.first[number]), int(self.line.last[number]) + 1) if low <= self.ms[row] <= high]
+        instants, rows = self.by_instant(number)
+        return sorted(rows[bisect_left(instants, session.start.ms) : bisect_right(instants, session.stop.ms)])
+
+    def by_instant(self, number: int) -> tuple[list[int], list[int]]:
+        """The elapsed times of a stretch in order, and the row of each; of equal times the order of the log."""
+        if number not in self._by_instant:
+            low, high = int(self.line.first[number]), int(self.line.last[number]) + 1
+            order = np.argsort(self.line.elapsed[low:high], kind="stable")
+            self._by_instant = {number: (self.line.elapsed[low:high][order].tolist(), (order + low).tolist())}
+        return self._by_instant[number]
 
     def utc(self, point: Point) -> int | None:
         at = int(self.line.utc[point.row])
@@ -545,8 +550,8 @@ class _Pump:
 
     def utc_near(self, number: int, ms: int) -> int | None:
         """UTC of an instant on elapsed time, reckoned from the last record that is not after it."""
-        rows = range(int(self.line.first[number]), int(self.line.last[number]) + 1)
-        near = max((row for row in rows if self.ms[row] <= ms), key=lambda row: (self.ms[row], row), default=rows[0])
+        instants, rows = self.by_instant(number)
+        near = rows[max(0, bisect_right(instants, ms) - 1)]
         return self.utc(Point(ms, near, near))
 
     def printed(self, point: Point) -> datetime | None:
@@ -559,6 +564,18 @@ _CLASSES = ("infusing", "unknown", "kvo", "alarm", "paused")
 
 def _same(one: Order | None, other: Order | None) -> bool:
     return (one.order_id if one else None) == (other.order_id if other else None)
+
+
+def _known(utc: clock.Ints) -> tuple[list[int | None], list[int | None]]:
+    """Of each row, the last UTC known up to it, and the first known from it on."""
+    times = [None if moment == NONE else moment for moment in utc.tolist()]
+    before: list[int | None] = []
+    for moment in times:
+        before.append(moment if moment is not None else (before[-1] if before else None))
+    after: list[int | None] = []
+    for moment in reversed(times):
+        after.append(moment if moment is not None else (after[-1] if after else None))
+    return before, after[::-1]
 
 
 def _union(intervals: Iterable[tuple[int, int]]) -> int:
@@ -593,14 +610,14 @@ def _pieces(found: Found) -> list[_Piece]:
 def _kinds(session: _Session, found: Found) -> list[tuple[int, int, str, Segment | None]]:
     """The span of a session cut into intervals of one kind each, in order: (from ms, to ms, kind, a segment that shows it)."""
     low, high = session.start.ms, session.stop.ms
-    shown: dict[str, list[Segment]] = {"infusing": [], "unknown": [], "kvo": [s for s in found.segments if s.what == "kvo"]}
+    shown: dict[str, list[Segment]] = {"infusing": [], "unknown": [], "kvo": found.kvo_in(low, high)}
     for piece in session.pieces:
         shown[piece.what] += piece.segments
     edges = {low, high}
     for segments in shown.values():
         edges.update(min(max(ms, low), high) for s in segments for ms in (s.start.ms, s.stop.ms))
-    edges.update(at.ms for at, _ in found.ends if low < at.ms < high)
-    ends = sorted(found.ends)
+    ends = found.ends_until(low, high)
+    edges.update(at.ms for at, _ in ends if low < at.ms < high)
     spans: list[tuple[int, int, str, Segment | None]] = []
     cuts = sorted(edges)
     for left, right in pairwise(cuts):
@@ -608,8 +625,8 @@ def _kinds(session: _Session, found: Found) -> list[tuple[int, int, str, Segment
         if segment is not None:
             what = segment.what
         else:
-            before = [alarm for at, alarm in ends if at.ms <= left]
-            what = "alarm" if before and before[-1] else "paused"
+            before = bisect_right(ends, left, key=lambda end: end[0].ms)
+            what = "alarm" if before and ends[before - 1][1] else "paused"
         if spans and spans[-1][1] == left and spans[-1][2] == what and (what != "infusing" or spans[-1][3] is segment):
             spans[-1] = (spans[-1][0], right, what, spans[-1][3])
         else:
