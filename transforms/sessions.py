@@ -97,17 +97,13 @@ class _Piece:
 class _Session:
     pieces: list[_Piece]
     order: Order | None
+    stop: Point
     flags: set[str] = field(default_factory=set)
     setups: list[dict[str, Any]] = field(default_factory=list)
-    key: str = ""
 
     @property
     def start(self) -> Point:
         return self.pieces[0].start
-
-    @property
-    def stop(self) -> Point:
-        return max(piece.stop for piece in self.pieces)
 
 
 def derive(log: Log, orders: Orders, policy: FactPolicy) -> Facts:
@@ -217,8 +213,9 @@ class _Pump:
                 and not any(last.stop <= new <= piece.start for new in patients)
             ):
                 last.pieces.append(piece)
+                last.stop = max(last.stop, piece.stop)
             else:
-                sessions.append(_Session([piece], piece.order))
+                sessions.append(_Session([piece], piece.order, piece.stop))
         return sessions
 
     def flag_open(self, sessions: list[_Session], found: Found, code: str) -> None:
@@ -607,6 +604,22 @@ def _pieces(found: Found) -> list[_Piece]:
     return sorted(pieces, key=lambda piece: (piece.start, piece.stop, piece.what))
 
 
+class _Sweep:
+    """Segments of one kind, asked for what lies over intervals that come in order and that no segment begins or ends within."""
+
+    def __init__(self, segments: list[Segment]) -> None:
+        self._left = sorted(segments, reverse=True)
+        self._longest: Segment | None = None
+
+    def over(self, low: int, high: int) -> Segment | None:
+        """A segment that covers this interval; of several the one that lasts longest."""
+        while self._left and self._left[-1].start.ms <= low:
+            segment = self._left.pop()
+            if self._longest is None or segment.stop.ms > self._longest.stop.ms:
+                self._longest = segment
+        return self._longest if self._longest is not None and self._longest.stop.ms >= high else None
+
+
 def _kinds(session: _Session, found: Found) -> list[tuple[int, int, str, Segment | None]]:
     """The span of a session cut into intervals of one kind each, in order: (from ms, to ms, kind, a segment that shows it)."""
     low, high = session.start.ms, session.stop.ms
@@ -620,8 +633,9 @@ def _kinds(session: _Session, found: Found) -> list[tuple[int, int, str, Segment
     edges.update(at.ms for at, _ in ends if low < at.ms < high)
     spans: list[tuple[int, int, str, Segment | None]] = []
     cuts = sorted(edges)
+    sweeps = [_Sweep(segments) for segments in shown.values()]
     for left, right in pairwise(cuts):
-        segment = next((s for kind in shown for s in shown[kind] if s.start.ms <= left and right <= s.stop.ms), None)
+        segment = next((s for sweep in sweeps if (s := sweep.over(left, right)) is not None), None)
         if segment is not None:
             what = segment.what
         else:
