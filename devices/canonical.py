@@ -130,7 +130,7 @@ def read_files(
     for _, data in files:
         try:
             named = _header.decode(data.lstrip().split(b"\n", 1)[0]).pump_id
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             named = pump_id or f"{FAMILY}:unknown"
         captures.append(Capture(data=data, family=FAMILY, pump_id=named, model=model, anchor=anchor))
     return captures
@@ -146,7 +146,7 @@ def decode(capture: Capture) -> Decoded:
             raise msgspec.ValidationError("the header names another pump than the capture")
         if not header.pump_id.partition(":")[2]:
             raise msgspec.ValidationError("pump_id is not family:serial")
-    except (IndexError, msgspec.MsgspecError) as error:
+    except (IndexError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         return _unreadable(capture, error)
     reader = _Reader(capture, header)
     for number, line in lines[1:]:
@@ -199,7 +199,7 @@ class _Reader:
         try:
             try:
                 event = _line.decode(line)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 fields = _object.decode(line)
                 if isinstance(fields.get("seq"), int) and not isinstance(fields["seq"], bool) and abs(fields["seq"]) <= 2**62:
                     seq = fields["seq"]
@@ -272,7 +272,7 @@ class _Reader:
             told: _HeaderAnchor | None = _anchor.decode(header.anchor)
             if told is not None:
                 return told
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self.fault(1, bytes(header.anchor), None, f"the anchor cannot be read: {error}", code="anchor", hole=False)
             return None
         if (given := self.capture.anchor) is not None:

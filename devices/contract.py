@@ -331,8 +331,8 @@ class Adapter(Protocol):
     def assemble(self, pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Table) -> Log:
         """The events of one pump from all that was decoded, in any order and however often repeated."""
 
-    def download(self, pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
-        """The reading dialogue that fetches what is not known yet."""
+    def download(self, pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
+        """The reading dialogue that fetches what is not known yet; `model` where the pump does not tell it."""
 
 
 def event_id(pump_id: str, record_key: str) -> str:

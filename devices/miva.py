@@ -1183,8 +1183,8 @@ def _model(check: str) -> str:
     return "Nimbus II or CAPS" if check == "sum" else "Nimbus H"
 
 
-def download(pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
-    """The dialogue that fetches the records that are not known yet, oldest first, and the clock at start and end.
+def download(pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
+    """The dialogue that fetches what is not known yet, oldest first, and the clock at start and end; a `model` changes nothing here.
 
     The last known record is read again: other bytes mean that the ring overran it, or was reset, and begin a new epoch. Raises
     LinkError where the pump stops answering, PumpError where it is another one or its log was reset meanwhile.

@@ -1306,8 +1306,10 @@ class _Given:
     anchor: Anchor | None
 
 
-def download(pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
-    """Reads what is not known yet, newest page first, and ends with the clock (docs/pump-formats.md §3.1). Nothing is ever set.
+def download(pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
+    """Reads what is not known yet, newest page first, and ends with the clock (docs/pump-formats.md §3.1); it tells its model by itself.
+
+    Nothing is ever set.
 
     Each page comes with the anchor of the start; the empty capture `end;dump=TOKEN` with that of the end says that nothing older is
     missing. Stops at a page that is known and behind which all is known; goes on where a broken download stopped. A page that

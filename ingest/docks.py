@@ -232,7 +232,7 @@ class _Round:
                     continue
                 tried += 1
                 try:
-                    return download.run(adapter, candidate)
+                    return download.run(adapter, candidate, dock.model)
                 except (PumpError, LinkError) as error:
                     self._give_back(candidate)
                     if pump or download.gained or link.lost or not link.heard:
@@ -258,9 +258,9 @@ class _Download:
         self._named, self._port, self._link, self._store, self._show = named, port, link, store, show
         self._done = self._total = 0
 
-    def run(self, adapter: Adapter, pump: str) -> dict[str, Any]:
-        """Asks this pump for what is not in the store yet. Raises what the dialogue, the link or the store raise."""
-        asked = adapter.download(pump, self._store.heads(pump))
+    def run(self, adapter: Adapter, pump: str, model: str | None) -> dict[str, Any]:
+        """Asks for what is not in the store yet; `model` where the pump does not tell it. Raises what dialogue, link and store raise."""
+        asked = adapter.download(pump, self._store.heads(pump), model=model)
         summary = dialogue.run(asked, self._exchange, self._keep, self._note)
         return _told(self._port, adapter.SHEET.family, summary)
 

@@ -47,6 +47,10 @@ _CLOCK_LOST = 17
 _FIXED_PRIME_LEAD = timedelta(seconds=35)
 
 
+MODELS = (522, 723)
+"""A small and a larger one."""
+
+
 def crc8(data: bytes) -> int:
     """The checksum of the stick's and the radio's frames: polynomial 9B, from 0, high bit first."""
     crc = 0

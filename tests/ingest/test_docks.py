@@ -46,7 +46,7 @@ class Bench:
     def is_hello(self, answer: bytes) -> bool:
         return answer == self.greeting
 
-    def download(self, pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
+    def download(self, pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
         serial = pump_id.partition(":")[2].encode()
         have = {head.part for head in known}
         clock = yield Ask(data=b"c" + serial, missing=lambda got: 2 - len(got), timeout_s=0.5, what="clock")
@@ -418,7 +418,7 @@ def test_two_radios_that_reach_the_same_pumps_share_them(tmp_path: Path) -> None
 
 def test_what_nobody_foresaw_on_one_port_is_a_value_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Bench):
-        def download(self, pump_id: str, known: Iterable[CaptureHead]) -> Dialogue:
+        def download(self, pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
             raise ZeroDivisionError("oh")
 
     there(monkeypatch, Bench(), Broken("broken"))
