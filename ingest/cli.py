@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import wraps
@@ -19,6 +19,7 @@ from typing import IO, Any
 import click
 import pyarrow as pa
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -27,10 +28,11 @@ import simulators
 from devices.contract import Anchor, Capture
 from devices.errors import InputError, PumpledgerError, masked
 from devices.families import families, family
-from ingest import demo, docks, explain, files, hub, night, settings, views
+from ingest import demo, docks, doctor, explain, files, gateway, hub, mllp, night, replay, settings, upkeep, views
 from ingest.lake import Lake
 from ingest.store import Arrival, Store
 from simulators import rig, therapy
+from simulators.link import SerialDevice
 from transforms.orders import Orders
 from transforms.sessions import FactPolicy
 
@@ -103,6 +105,16 @@ def _strict_option(command: Callable[..., Any]) -> Callable[..., Any]:
             click.get_current_context().exit(3)
 
     return run
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """HOST:PORT as its two halves."""
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise click.BadParameter(f"{value} is not HOST:PORT, such as 0.0.0.0:2575", ctx, param)
+    return host.strip("[]"), int(port)
 
 
 def _bars() -> Progress:
@@ -182,20 +194,100 @@ def sync(ports: tuple[str, ...], family_name: str | None, lake: Path, store: Pat
 
 @main.command()
 @click.option("--broker", help="mqtt://[user:password@]host:port; by default the one in LAKE/pumpledger.toml.")
+@click.option(
+    "--mllp",
+    "mllp_at",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Take HL7 messages (IHE PCD) over MLLP there too; alone where no broker is named.",
+)
 @_lake_option
 @_store_option
-def listen(broker: str | None, lake: Path, store: Path | None) -> None:
+def listen(broker: str | None, mllp_at: tuple[str, int] | None, lake: Path, store: Path | None) -> None:
     """The MQTT hub: store what gateways publish, durably, before it is acknowledged. Ends with Ctrl-C.
 
     \b
-    Example:
+    Examples:
       pumpledger listen --broker mqtt://localhost:1883
+      pumpledger listen --broker mqtt://localhost:1883 --mllp 0.0.0.0:2575
     """
     night.open_lake(lake)
     url = broker or settings.load(lake).broker
+    if url is None and mllp_at is None:
+        raise InputError("No broker was named.", do="Name one with --broker mqtt://host:1883.", code="no_broker")
+    path = store or lake / "store.sqlite"
+
+    def show(line: str) -> None:
+        console.print(escape(line))
+
+    with ExitStack() as beside:
+        if mllp_at is not None:
+            listener = beside.enter_context(mllp.Listener(*mllp_at, path, show=show))
+            show(f"MLLP at {mllp_at[0]}:{listener.port}")
+        if url is not None:
+            hub.listen(url, path, show=show)
+        else:
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+
+
+@main.command(name="gateway")
+@click.argument("ports", nargs=-1, metavar="[PORT[=PUMP]]...")
+@click.option("--broker", help="mqtt://[user:password@]host:port; by default the one in LAKE/pumpledger.toml.")
+@click.option("--files", "inbox", type=click.Path(path_type=Path, file_okay=False), help="A folder: what is dropped there is sent.")
+@click.option("--name", help="The gateway's opaque name; by default the one in LAKE/pumpledger.toml.")
+@click.option("--every", default=15.0, show_default=True, type=click.FloatRange(min=0.1), help="Minutes between two rounds of the docks.")
+@click.option("--once", is_flag=True, help="One round, then wait for the hub's receipts, and end.")
+@click.option("--wait", default=60.0, show_default=True, help="With --once: so many seconds at most for the receipts.")
+@_lake_option
+@_json_option
+def gateway_(
+    ports: tuple[str, ...],
+    broker: str | None,
+    inbox: Path | None,
+    name: str | None,
+    every: float,
+    once: bool,
+    wait: float,
+    lake: Path,
+    as_json: bool,
+) -> None:
+    """The edge: docks and dropped files → outbox → MQTT. What is sent leaves the outbox on the hub's receipt alone.
+
+    LAKE is the gateway's own folder: settings, outbox and key. Without a PORT, the ports of its settings; a bridge's pump is named
+    mqtt://HOST:PORT/PREFIX/MAC=ids:SERIAL. In the folder of --files a sub-folder named FAMILY:SERIAL holds the files of this pump.
+    Ends with Ctrl-C.
+
+    \b
+    Examples:
+      pumpledger gateway /dev/ttyUSB0=paradigm:123456 --broker mqtts://hub.example:8883?ca=ca.pem
+      pumpledger gateway --files /srv/drop --broker mqtt://localhost:1883 --once
+    """
+    known = settings.load(lake)
+    url = broker or known.broker
     if url is None:
         raise InputError("No broker was named.", do="Name one with --broker mqtt://host:1883.", code="no_broker")
-    hub.listen(url, store or lake / "store.sqlite", show=lambda line: console.print(escape(line)))
+    plan = gateway.Plan(
+        broker=url, name=name or known.gateway, ports=ports or [dock.port for dock in known.docks], inbox=inbox, every_s=every * 60
+    )
+    if not once:
+        with suppress(KeyboardInterrupt):
+            gateway.run(lake, plan, show=lambda line: console.print(escape(line)))
+        return
+    told = gateway.once(lake, plan, wait_s=wait)
+    if as_json:
+        click.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        for result in told["ports"]:
+            click.echo(f"{result['port']}: {result['line']}")
+        for file, why in told["files"]:
+            click.echo(f"{file}: {why or 'taken'}")
+        trouble = f" {told['trouble']}" if told["trouble"] else ""
+        click.echo(
+            f"{told['unsent']} captures have no receipt yet; they stay in the outbox.{trouble}" if told["unsent"] else "All is sent."
+        )
+    if told["unsent"] or told["refused"] or any("error" in one for one in told["ports"]) or any(why for _, why in told["files"]):
+        click.get_current_context().exit(1)
 
 
 @main.command()
@@ -424,6 +516,98 @@ def explain_(ident: str, html: Path | None, lake: Path, as_json: bool) -> None:
         click.echo(explain.as_json(found) if as_json else explain.as_text(found))
 
 
+# --- upkeep ---------------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_lake_option
+@_json_option
+def verify(lake: Path, as_json: bool) -> None:
+    """Re-hash every file, derive everything anew from what was received, and compare. Changes nothing; exit code 1 if it finds anything.
+
+    \b
+    Example:
+      pumpledger verify --lake lake
+    """
+    with _bars() as shown:
+        bar = shown.add_task("verify", total=None, note="")
+        found = upkeep.verify(lake, lambda step, done, total: shown.update(bar, description=step, completed=done, total=total))
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found]))
+    else:
+        for one in found:
+            console.print(f"[bold red]{escape(one.code)}[/] {escape(one.message)}")
+        click.echo(f"{len(found)} findings." if found else "Every file is whole, and every table is what its captures give.")
+    if found:
+        click.get_current_context().exit(1)
+
+
+@main.group()
+def quarantine() -> None:
+    """What could not be read, with its bytes.
+
+    \b
+    Examples:
+      pumpledger quarantine list
+      pumpledger quarantine show 3fa2c41b
+      pumpledger quarantine discard 3fa2c41b --by reviewer --note "a torn line; read again since"
+    """
+
+
+@quarantine.command(name="list")
+@_lake_option
+@_json_option
+def quarantine_list(lake: Path, as_json: bool) -> None:
+    """The faults that no one is done with yet."""
+    rows = upkeep.quarantine(Lake.open(lake))
+    if as_json:
+        click.echo(json.dumps([_fault(row) for row in rows], ensure_ascii=False))
+        return
+    shown = Table("id", "pump", "where", "code", "why", "bytes")
+    for row in rows:
+        where = row["part"] or f"line {row['offset']}"
+        shown.add_row(row["fault_id"][:10], masked(row["pump_id"]), where, row["code"], escape(row["message"]), str(len(row["raw"])))
+    Console(highlight=False).print(shown)
+
+
+@quarantine.command(name="show")
+@click.argument("ident", metavar="ID")
+@_lake_option
+@_json_option
+def quarantine_show(ident: str, lake: Path, as_json: bool) -> None:
+    """One fault, with its bytes in hex."""
+    row = upkeep.fault(Lake.open(lake), ident)
+    for name, value in [] if as_json else _fault(row).items():
+        click.echo(f"{name:10} {value}")
+    if as_json:
+        click.echo(json.dumps(_fault(row), ensure_ascii=False))
+
+
+@quarantine.command(name="retry")
+@click.argument("ident", metavar="ID")
+@_lake_option
+def quarantine_retry(ident: str, lake: Path) -> None:
+    """Decode its capture with today's code, and say what that gives; the next night derives with it."""
+    told = upkeep.retry(Lake.open(lake), ident)
+    click.echo(f"{told['records']} records, {told['faults']} faults; this one is {'still there' if told['still'] else 'gone'}.")
+
+
+@quarantine.command(name="discard")
+@click.argument("ident", metavar="ID")
+@click.option("--by", required=True, help="Who is done with it.")
+@click.option("--note", required=True, help="Why.")
+@_lake_option
+def quarantine_discard(ident: str, by: str, note: str, lake: Path) -> None:
+    """Take it off the list. Its bytes stay, and so does who said so."""
+    upkeep.discard(Lake.open(lake), ident, by=by, note=note)
+    click.echo("Taken off the list; its bytes stay.")
+
+
+def _fault(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("fault_id", "pump_id", "capture", "part", "offset", "code", "message")
+    return {**{name: row[name] for name in names}, "raw": row["raw"].hex(" ")}
+
+
 # --- for engineers ----------------------------------------------------------------------------------------------------------------
 
 
@@ -434,28 +618,169 @@ def explain_(ident: str, html: Path | None, lake: Path, as_json: bool) -> None:
 @click.option("--days", default=3, show_default=True, help="Days of therapy, which end now.")
 @click.option("--serial", help="The pump's serial number.")
 @click.option("--broker", help="Where a pump that publishes does so: mqtt://HOST:PORT.")
-@click.option("--truth", type=click.Path(path_type=Path, dir_okay=False), help="Write what truly happened, as JSON.")
-def simulate(family_name: str, kind: str, seed: int, days: int, serial: str | None, broker: str | None, truth: Path | None) -> None:
+@click.option(
+    "--listen", "at", metavar="HOST:PORT", callback=_address, help="Serve a pump that is asked over TCP there, for socket:// ports."
+)
+@click.option("--faults", "faults_file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="What goes wrong, as TOML.")
+@click.option(
+    "--truth", type=click.Path(path_type=Path, dir_okay=False), help="Write what truly happened, as JSON; all of it is past then."
+)
+def simulate(
+    family_name: str,
+    kind: str,
+    seed: int,
+    days: int,
+    serial: str | None,
+    broker: str | None,
+    at: tuple[str, int] | None,
+    faults_file: Path | None,
+    truth: Path | None,
+) -> None:
     """Play a simulated pump: on a serial port whose path is printed, or to an MQTT broker. Ends with Ctrl-C.
 
     \b
     Examples:
       pumpledger simulate paradigm --therapy insulin_like --truth truth.json
+      pumpledger simulate paradigm --listen 127.0.0.1:4001 --faults bad-cable.toml
       pumpledger simulate canonical --therapy pca --broker mqtt://localhost:1883
+    A file of faults (any of them):
+      drift_s_per_day = 12
+      battery_out_h = 30        # hours after the therapy begins
+      noise = 0.02              # of all answers, or captures, with a bad byte
+      unplug_at = 5000          # the byte before which the cable is pulled
+      duplicates = 0.3          # of those that publish: captures sent twice,
+      reorder = true            # in another order,
+      keep = 3                  # and only so many of them
     """
-    start = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days)
+    now = datetime.now(UTC).replace(microsecond=0)
+    start = now - timedelta(days=days)
     script = therapy.therapy(kind, seed, start, days)
+    while truth is not None and script.end > now:
+        start -= timedelta(days=1)
+        script = therapy.therapy(kind, seed, start, days)
     options: dict[str, Any] = {"serial": serial} if serial else {}
+    if faults_file is not None:
+        options["faults"] = replay.faults(faults_file, start)
     device, told = simulators.family(family_name).simulate(script, seed, now=lambda: datetime.now(UTC), **options)
     if truth is not None:
         files.replace_text(truth, told.to_json())
+    if at is not None:
+        if not isinstance(device, SerialDevice):
+            raise InputError(
+                f"Pumps of family {family_name} are not asked over a port.", do="Name a broker with --broker.", code="not_asked"
+            )
+        with replay.TcpPort(device, *at) as tcp, suppress(KeyboardInterrupt):
+            click.echo(f"{device.pump_id} waits at {tcp.url}\nDownload it with: pumpledger sync {tcp.url}={device.pump_id}")
+            signal.pause()
+        return
     with rig.Rig([device], broker=broker) as playing:
         for pump, path in playing.ports.items():
             click.echo(f"{pump} waits at {path}\nDownload it with: pumpledger sync {path}={pump}")
         if broker is not None:
             click.echo(f"{device.pump_id} publishes to {broker} until a hub has receipted it all (pumpledger listen).")
         with suppress(KeyboardInterrupt):
-            signal.pause()
+            if playing.ports:
+                replay.keep_plugged([playing.port(pump) for pump in playing.ports], say=click.echo)
+            else:
+                signal.pause()
+
+
+@main.command(name="replay")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE...")
+@click.option("--to", help="pty, socket://HOST:PORT (a transcript, as a device), or mqtt://HOST:PORT (captures); by default nowhere.")
+@click.option("--speed", default="max", show_default=True, help="Times as fast as it was, 1 to 10000, or max.")
+@click.option("--check", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Compare with the truth of `simulate --truth`.")
+@click.option("--watch", is_flag=True, help="Show events, sessions and minutes as they grow.")
+@click.option("--family", "family_name", help="The family of these files; found by their bytes when left out.")
+@click.option("--model", help="The pump's model, where its files do not tell.")
+@click.option("--pump", help="FAMILY:SERIAL, where the files do not tell.")
+@_json_option
+def replay_(
+    paths: tuple[Path, ...],
+    to: str | None,
+    speed: str,
+    check: Path | None,
+    watch: bool,
+    family_name: str | None,
+    model: str | None,
+    pump: str | None,
+    as_json: bool,
+) -> None:
+    """Play what was recorded: a serial transcript as a device at a port, or captured files over MQTT, on a clock that runs fast.
+
+    At a port, --watch and --check download from it as `sync` does; without them it waits for another host, until Ctrl-C.
+
+    \b
+    Examples:
+      pumpledger replay night.jsonl --to mqtt://localhost:1883 --speed 1000 --watch
+      pumpledger replay download.jsonl.gz --to pty
+      pumpledger replay download.jsonl --to pty --pump paradigm:123456 --check truth.json
+    """
+    try:
+        clock = replay.Clock(None if speed == "max" else float(speed))
+    except ValueError:
+        raise click.UsageError("--speed is a number from 1 to 10000, or max") from None
+    truth = replay.truth(check) if check else None
+    reading = replay.Reading()
+    with ExitStack() as open_:
+        live = open_.enter_context(Live(console=console, refresh_per_second=8)) if watch else None
+
+        def keep(capture: Capture) -> None:
+            reading.add(capture)
+            if live:
+                live.update(reading.shown())
+
+        if to is not None and not to.startswith("mqtt"):
+            device = replay.Transcript([path.read_bytes() for path in paths], pump or "transcript", clock=clock)
+            port = open_.enter_context(replay.served(device, to))
+            if watch or check:
+                replay.read_port(port, pump, keep)
+            else:
+                click.echo(f"The device waits at {port}\nDownload it with: pumpledger sync {port}={pump or 'FAMILY:SERIAL'}")
+                with suppress(KeyboardInterrupt):
+                    signal.pause()
+                return
+        else:
+            publish = open_.enter_context(replay.publishing(to)) if to else None
+            for capture in replay.play(_captures(paths, family_name, model, pump, None), clock):
+                if publish:
+                    publish(capture)
+                keep(capture)
+    if live and not console.is_terminal:
+        console.print()
+    found = reading.differences(truth) if truth else []
+    if as_json:
+        click.echo(json.dumps({**reading.summary(), "differences": found}, ensure_ascii=False))
+    else:
+        click.echo("; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in reading.summary().items()))
+        for difference in found:
+            console.print(f"[bold red]{escape(difference)}[/]")
+        if truth and not found:
+            click.echo("All is as it truly was.")
+    if found:
+        click.get_current_context().exit(1)
+
+
+@main.command(name="doctor")
+@click.argument("ports", nargs=-1, metavar="[PORT]...")
+@click.option("--broker", help="The broker to try; by default the one in LAKE/pumpledger.toml.")
+@_lake_option
+@_store_option
+@_json_option
+def doctor_(ports: tuple[str, ...], broker: str | None, lake: Path, store: Path | None, as_json: bool) -> None:
+    """What works here: ports and who answers there, broker, store, lake, disk, clock, versions. Exit code 1 if something is broken.
+
+    It downloads nothing and stores nothing. Its report names no patient, and serial numbers by their end only: paste it anywhere.
+
+    \b
+    Examples:
+      pumpledger doctor
+      pumpledger doctor /dev/ttyUSB0 --broker mqtt://localhost:1883 --json
+    """
+    found = doctor.examine(lake, store=store, ports=list(ports) or None, broker=broker)
+    click.echo(json.dumps(doctor.as_plain(found), ensure_ascii=False) if as_json else doctor.as_text(found))
+    if doctor.broken(found):
+        click.get_current_context().exit(1)
 
 
 if __name__ == "__main__":
