@@ -130,6 +130,7 @@ def read_files(
     for _, data in files:
         try:
             named = _header.decode(data.lstrip().split(b"\n", 1)[0]).pump_id
+            named = named if named.isprintable() else f"{FAMILY}:unknown"
         except (msgspec.MsgspecError, UnicodeDecodeError):
             named = pump_id or f"{FAMILY}:unknown"
         captures.append(Capture(data=data, family=FAMILY, pump_id=named, model=model, anchor=anchor))
@@ -144,8 +145,8 @@ def decode(capture: Capture) -> Decoded:
         header = _header.decode(lines[0][1])
         if header.pump_id != capture.pump_id:
             raise msgspec.ValidationError("the header names another pump than the capture")
-        if not header.pump_id.partition(":")[2]:
-            raise msgspec.ValidationError("pump_id is not family:serial")
+        if not header.pump_id.partition(":")[2] or not header.pump_id.isprintable():
+            raise msgspec.ValidationError("pump_id is not family:serial in printable characters")
     except (IndexError, UnicodeDecodeError, msgspec.MsgspecError) as error:
         return _unreadable(capture, error)
     reader = _Reader(capture, header)

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from tests import oracle
+from tests.kit import PUMP, anchor, at, event, infusion, numbered
 
 COUNT = 2000
 SEED = 20260302
@@ -46,9 +47,68 @@ def test_the_oracle_and_the_derivation_agree_on_codes_units_minutes_and_state(co
     assert figures.encounters + figures.hit["left to the hash"] == COUNT
 
 
-def test_what_the_text_leaves_open_is_rare(compared):
+def told(*logs):
+    """One encounter of a pump for each (events, minute of the anchor at the end); all of one order."""
+    taken = tuple(
+        oracle.Taken({"pumpledger": 1, "pump_id": f"{PUMP}{n}", "anchor": anchor(end)}, tuple(numbered(events)))
+        for n, (events, end) in enumerate(logs)
+    )
+    usual = {
+        "patient_id": "pt-1",
+        "order_id": "ord-1",
+        "drug": "hydromorphone",
+        "route": "SC",
+        "tz": "UTC",
+        "start": "2026-01-01T00:00:00Z",
+    }
+    return oracle.Encounter(taken, tuple({**usual, "pump_id": one.header["pump_id"]} for one in taken))
+
+
+OPEN = {
+    oracle.BEGAN_BEFORE: told(
+        ([event(0, "other"), event(2, "bolus_delivered", at="end", source="pca", duration_s=900), event(200, "other")], 300)
+    ),
+    oracle.LOSS_FIRST: told(([event(0, "clock_change", reason="loss"), *infusion(20, 20)], 100)),
+    oracle.KVO_BEFORE_LOSS: told(
+        (
+            [
+                *infusion(0, 5), event(5, "delivery_start", source="kvo"), event(840, "clock_change", reason="loss"),
+                event(930, "power_off"), *infusion(970, 20),
+            ],
+            1000,
+        )
+    ),
+    oracle.SAME_INSTANT: told(
+        ([event(0, "reservoir_change"), event(0, "priming_done", target="cannula"), *infusion(1, 60)], 300),
+        ([event(0, "priming_started"), *infusion(164, 100)], 300),
+    ),
+    oracle.BEHIND: told(
+        (
+            [
+                *infusion(0, 15)[:1], event(15, "other"), event(14.25, "clock_change", old=at(14.25), new=at(44.25)),
+                event(45.5, "delivery_stop", source="primary"),
+            ],
+            100,
+        )
+    ),
+}  # fmt: skip
+"""The smallest log of each case that oracle.py lists as not decided."""
+
+
+@pytest.mark.parametrize("encounter", OPEN.values(), ids=OPEN.keys())
+def test_the_oracle_knows_the_cases_that_the_text_leaves_open(encounter):
+    captures = [taken.capture() for taken in encounter.captures]
+    assert oracle.tell(captures, encounter.orders).disputed
+
+
+@pytest.mark.parametrize("encounter", OPEN.values(), ids=OPEN.keys())
+def test_the_derivation_agrees_where_the_text_is_left_open(encounter):
+    assert not oracle.compare(encounter, sessions=False).differences
+
+
+def test_what_the_text_leaves_open_is_met(compared):
     figures, _ = compared
-    assert sum(times for name, times in figures.disputed.items() if not name.endswith("differs")) < COUNT / 25
+    assert sum(figures.disputed.values()) > 5
 
 
 @pytest.mark.parametrize("names", FAULTS.values(), ids=FAULTS.keys())

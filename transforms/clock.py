@@ -136,6 +136,8 @@ def _run(
                 if lost[row] or back:
                     cut, open_stretch = CLOCK, False
             if not open_stretch:
+                if lost[row] and cut == START:
+                    cut = CLOCK
                 first[count], after[count] = row, cut
                 count += 1
                 now, mark, shown, open_stretch = 0, NONE, NONE, True
@@ -157,15 +159,16 @@ def _run(
                 piece += 1
                 shown = new[row]
                 if not own:
-                    mark = new[row]
+                    mark = mark + new[row] - reading if reading != NONE else new[row]
             last[count - 1], end[count - 1] = row, now
         while next_anchor < len(anchor_after) and anchor_after[next_anchor] == row:
             if stretch[row] >= 0:
                 ahead = anchor_clock[next_anchor] - shown if shown != NONE else 0
                 if ahead >= -step:
-                    anchor_at[next_anchor] = max(now, now + ahead)
+                    passed = ahead if own or mark == NONE else anchor_clock[next_anchor] - mark
+                    anchor_at[next_anchor] = max(now, now + passed)
                     end[count - 1] = max(end[count - 1], anchor_at[next_anchor])
-                    if not own and ahead > 0:
+                    if not own and passed > 0:
                         now, mark = anchor_at[next_anchor], anchor_clock[next_anchor]
                         shown = anchor_clock[next_anchor]
             next_anchor += 1

@@ -197,7 +197,8 @@ def _setups(encounter: Encounter, setups: Mapping[str, list[dict[str, Any]]]) ->
             else:
                 kept.append(setup)
         merged += kept
-    return sorted(merged, key=lambda s: (s["at"], s["setup_id"]))
+    # Of two at the same instant the one that counts comes first, where it may be the one inside the initial code.
+    return sorted(merged, key=lambda s: (s["at"], not (s["pump_setup"] and s["new_site"] == "yes"), s["setup_id"]))
 
 
 def _infusion_between(encounter: Encounter, pump: str, one: dict[str, Any], other: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from transforms.encounters import Encounter, Span, local_date, milliseconds
 from transforms.orders import Order, Orders
 from transforms.sessions import TIME_CODES
 
+_BOLUS_LIKE = ("pca", "clinician", "loading")
 _DWELL_MS = 72 * 3_600_000
 _SESSION_INFORMS = ("DELIVERED_GT_DEMANDED", "GAPS_INVISIBLE")
 _SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
@@ -38,7 +39,7 @@ def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, 
                 encounter.codes.add("OVER_UNIT_CAP")
             if any(s.row["route"] == "IV" and _touches(s, encounter) for s in spans):
                 encounter.codes.add("IV_SAME_ENCOUNTER")
-            if m and all(s.row["continuous_s"] == 0 and not s.unknown for s in encounter.spans):
+            if m and all(s.row["continuous_s"] == 0 and not _unknown_basal(s) for s in encounter.spans):
                 encounter.codes.add("DEMAND_ONLY")
         _inform(encounter)
     for one, other in _at_once(spans):
@@ -82,6 +83,11 @@ def reach_of(doubts: Iterable[dict[str, Any]], order: Order, orders: Orders) -> 
 def reached(reaches: Iterable[Reach], day: date) -> set[str]:
     """The codes that may have been true on this date."""
     return {code for code, low, high in reaches if (low is None or low <= day) and (high is None or day <= high)}
+
+
+def _unknown_basal(span: Span) -> bool:
+    """Whether something other than a bolus may have been delivered in the seconds that nothing proves."""
+    return any(i["class"] == "unknown" and i["source"] not in _BOLUS_LIKE for i in span.intervals)
 
 
 def _touches(span: Span, encounter: Encounter) -> bool:

@@ -135,8 +135,8 @@ class Found:
     """What one stretch gave.
 
     `segments` of class infusing, unknown and kvo; `ends` where a delivery ended, and whether an alarm ended it; `halts`;
-    `open_since` the points since which sources run at the end; `settled` the first record that shows what runs, and whether
-    it is a start; `volumes` (row, volume told, volume by rate x time) of deliveries whose rate is known throughout.
+    `open_since` the points since which sources run at the end, `kvo_at_end` whether KVO does; `settled` the first record that shows
+    what runs, and whether it is a start; `volumes` (row, volume told, volume by rate x time) of deliveries whose rate is known throughout.
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -144,6 +144,7 @@ class Found:
     halts: list[Point] = field(default_factory=list)
     open_since: list[Point] = field(default_factory=list)
     settled: tuple[Point, bool] | None = None
+    kvo_at_end: bool = False
     volumes: list[tuple[Point, float, float]] = field(default_factory=list)
     amounts: dict[Point, float] = field(default_factory=dict)
     _sorted: dict[str, list[Any]] = field(default_factory=dict)
@@ -444,6 +445,7 @@ class _Machine:
                     self.covers.append((one.began, _NEVER))
                 self.close(source, last, alarm=False, code="OPEN")
                 self.found.ends.pop()
+        self.found.kvo_at_end = self.kvo_since is not None
         self.end_kvo(last)
 
     def boluses(self) -> None:
@@ -459,8 +461,10 @@ class _Machine:
         for i, kind in enumerate(steps.kind):
             if kind == Kind.BOLUS_DELIVERED.value:
                 lasts = round((steps.duration_s[i] or 0.0) * 1000)
-                begins = max(0, steps.ms[i] - lasts) if steps.at_end[i] else steps.ms[i]
-                given.append((at_row(begins, steps.first + i), begins + lasts, SOURCE_CODE[steps.source[i] or Source.PRIMARY]))
+                begins, ends = (steps.ms[i] - lasts, steps.ms[i]) if steps.at_end[i] else (steps.ms[i], steps.ms[i] + lasts)
+                row = steps.first + i
+                start = at_row(begins, row) if begins >= 0 else Point(0, -1, row)
+                given.append((start, ends, SOURCE_CODE[steps.source[i] or Source.PRIMARY]))
         cuts.sort()
         covered = Spans(self.covers)
         flows_until = Point(-1, -1, 0)

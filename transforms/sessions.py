@@ -239,7 +239,7 @@ class _Pump:
             return
         first, last = int(self.line.first[number]), int(self.line.last[number])
         begins = at_row(self.ms[first], first)
-        quiet = cut == CLOCK and before is not None and before.settled is not None and not before.open_since
+        quiet = cut == CLOCK and before is not None and before.settled is not None and not before.open_since and not before.kvo_at_end
         ends = False
         if quiet:
             settled = begins
