@@ -112,6 +112,7 @@ _header = msgspec.json.Decoder(_Header)
 _anchor = msgspec.json.Decoder(_HeaderAnchor | None)
 _object = msgspec.json.Decoder(dict[str, Any])
 
+_FIRST_YEAR, _LAST_YEAR = 1970, 2199
 _DEFAULT_SOURCE = frozenset({Kind.DELIVERY_START, Kind.DELIVERY_COMPLETE, Kind.RATE_CHANGE, Kind.BOLUS_REQUESTED, Kind.BOLUS_DELIVERED})
 _PRIMING = frozenset({Kind.PRIMING_STARTED, Kind.PRIMING_DONE})
 _REASONS = {**REASONS, Kind.PRIMING_STARTED: REASONS[Kind.PRIMING_DONE]}
@@ -272,6 +273,8 @@ class _Reader:
         try:
             told: _HeaderAnchor | None = _anchor.decode(header.anchor)
             if told is not None:
+                if not all(_FIRST_YEAR <= moment.year <= _LAST_YEAR for moment in (told.pump_clock, told.utc)):
+                    raise msgspec.ValidationError("no clock shows such a year")
                 return told
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             self.fault(1, bytes(header.anchor), None, f"the anchor cannot be read: {error}", code="anchor", hole=False)
@@ -310,6 +313,8 @@ class _Reader:
 def _checked(event: _Line, detail: str) -> str:
     """Fills defaults and checks what the types alone cannot; gives the detail. Raises ValidationError."""
     kind = event.kind
+    if not all(_FIRST_YEAR <= moment.year <= _LAST_YEAR for moment in (event.pump_time, event.old, event.new) if moment is not None):
+        raise msgspec.ValidationError("no pump shows such a year")
     if event.source is None and kind in _DEFAULT_SOURCE:
         event.source = Source.PRIMARY.value
     reasons = _REASONS.get(Kind(kind))

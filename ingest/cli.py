@@ -318,6 +318,8 @@ def load(
           --clock 2026-03-08T06:00:00=2026-03-08T10:00:00Z
     """
     captures = _captures(paths, family_name, model, pump, _anchor(clock))
+    if not captures:
+        raise InputError("There is nothing in these files.", do="Check that they were written to the end.", code="empty")
     night.open_lake(lake)
     now = datetime.now(UTC)
     with Store(store or lake / "store.sqlite") as keep:
@@ -337,11 +339,12 @@ def _anchor(text: str | None) -> Anchor | None:
     clock, _, utc = text.partition("=")
     try:
         pump_clock, moment = datetime.fromisoformat(clock), datetime.fromisoformat(utc)
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
+    except (ValueError, OverflowError):
         raise click.UsageError("--clock is PUMP_TIME=UTC, such as 2026-03-08T06:00:00=2026-03-08T10:00:00Z") from None
     if pump_clock.tzinfo is not None or moment.tzinfo is None:
         raise click.UsageError("--clock: the pump's time has no zone, UTC ends in Z")
-    return Anchor(pump_clock=pump_clock, utc=moment.astimezone(UTC))
+    return Anchor(pump_clock=pump_clock, utc=moment)
 
 
 def _captures(paths: Sequence[Path], family_name: str | None, model: str | None, pump: str | None, anchor: Anchor | None) -> list[Capture]:
@@ -447,6 +450,8 @@ def decode(
         records += decoded.records.num_rows
         for fault in decoded.faults.to_pylist():
             console.print(f"[yellow]{escape(str(fault['part'] or 'line ' + str(fault['offset'])))}: {escape(fault['message'])}[/]")
+    if not events:
+        raise InputError("There is nothing in these files.", do="Check that they were written to the end.", code="empty")
     whole = pa.concat_tables(events)
     files.replace(output, files.parquet(whole))
     told = {"records": records, "events": whole.num_rows, "faults": faults, "output": str(output)}

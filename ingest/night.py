@@ -296,20 +296,32 @@ def facts_of(
     pump_id: str, received: Sequence[Capture], known: Orders, policy: sessions.FactPolicy
 ) -> tuple[Decoded, pa.Array, sessions.Facts]:
     """All captures of one pump → what was decoded, the event of each record, and its facts."""
-    decoded = [decode(capture) for capture in sorted(received, key=lambda c: c.sha256)]
-    records, faults, anchors = (
-        pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)])
-        for name, schema in (("records", RECORDS), ("faults", FAULTS), ("anchors", ANCHORS))
-    )
-    adapter = families().get(pump_id.partition(":")[0])
-    if adapter is None:
-        empty = table(LAKE_RECORDS, [])
-        nothing = sessions.Facts(
-            *(schema.empty_table() for schema in (tables.EVENTS, tables.SESSIONS, tables.INTERVALS, tables.SETUPS, tables.DOUBTS))
+    named = pump_id.partition(":")[0]
+    adapter = families().get(named)
+    strangers = [capture for capture in received if capture.family != named]
+    own = sorted((capture for capture in received if capture.family == named), key=lambda capture: capture.sha256)
+    put_aside = [_unfit(capture, "family", f"a capture of family {capture.family!r} names this pump") for capture in strangers]
+    if adapter is not None:
+        decoded = [decode(capture) for capture in own]
+        records, faults, anchors = (
+            pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)])
+            for name, schema in (("records", RECORDS), ("faults", FAULTS), ("anchors", ANCHORS))
         )
-        return Decoded(records, faults, anchors), empty["event_id"], nothing
-    log = adapter.assemble(pump_id, records, faults, anchors)
-    return Decoded(records, faults, anchors), log.event_of_record, sessions.derive(log, known, policy)
+        try:
+            log = adapter.assemble(pump_id, records, faults, anchors)
+            faults = pa.concat_tables([faults, table(FAULTS, put_aside)])
+            return Decoded(records, faults, anchors), log.event_of_record, sessions.derive(log, known, policy)
+        except Exception as error:  # one pump whose log cannot be derived must not cost the others their night
+            put_aside += [_unfit(capture, "derive", f"its log cannot be derived: {type(error).__name__}: {error}") for capture in own]
+    else:
+        put_aside += [_unfit(capture, "decoder", f"there is no family {capture.family!r} here") for capture in own]
+    nothing = (schema.empty_table() for schema in (tables.EVENTS, tables.SESSIONS, tables.INTERVALS, tables.SETUPS, tables.DOUBTS))
+    empty = table(LAKE_RECORDS, [])["event_id"].combine_chunks()
+    return Decoded(table(RECORDS, []), table(FAULTS, put_aside), table(ANCHORS, [])), empty, sessions.Facts(*nothing)
+
+
+def _unfit(capture: Capture, code: str, why: str) -> dict[str, Any]:
+    return _fault(capture.sha256, capture.pump_id, capture.part, code, why, capture.data)
 
 
 def _derive(pump: str, raw: pa.Table, known: Orders, policy: sessions.FactPolicy) -> dict[str, pa.Table]:

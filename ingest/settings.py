@@ -67,7 +67,7 @@ def load(lake: Path) -> Settings:
     try:
         raw = tomllib.loads(path.read_text()) if path.exists() else {}
         return _settings(lake, raw)
-    except (tomllib.TOMLDecodeError, TypeError, KeyError, ValueError) as error:
+    except (tomllib.TOMLDecodeError, TypeError, KeyError, ValueError, OSError) as error:
         raise InputError(
             f"{path} cannot be read: {error}.", do="Mend it; the first run writes one with comments.", code="settings"
         ) from error
@@ -84,6 +84,12 @@ def _settings(lake: Path, raw: dict[str, Any]) -> Settings:
     if unknown:
         raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
     policies = raw.get("policies", {})
+    texts = [raw.get(name, "") for name in ("orders", "broker", "gateway")]
+    docks = raw.get("dock", [])
+    if not isinstance(policies, dict) or not isinstance(docks, list) or not all(isinstance(dock, dict) for dock in docks):
+        raise ValueError("policies is a table and each dock is a [[dock]]")
+    if not all(isinstance(text, str) for text in (*texts, *(value for dock in docks for value in dock.values()))):
+        raise ValueError("orders, broker, gateway and what a dock says are texts in quotes")
     for name, value in policies.items():
         if name not in {f.name for f in fields(FactPolicy)}:
             raise ValueError(f"there is no policy {name}")

@@ -205,6 +205,10 @@ def _fix(
         if abs((utc_of[i + 1] - utc_of[i]) - (at[i + 1] - at[i]))
         > policy.drift_s_per_day * 1000 * (at[i + 1] - at[i]) / _DAY_MS + policy.drift_s * 1000
     ]
+    if any(low == high for low, high in pairs):
+        # Two readings of one moment that disagree: one of them is false, and nothing tells which.
+        apart = np.ones(len(rows), dtype=bool)
+        quality, method = np.full(len(rows), UNKNOWN), np.full(len(rows), 3)
     return np.where(apart, NONE, utc), quality, method, np.where(apart, np.nan, bound), pairs
 
 

@@ -125,7 +125,13 @@ class Orders:
 
 def parse(text: str, rule_sets: Collection[str], *, name: str = "orders.csv") -> Orders:
     """Reads orders.csv. Raises InputError that names every line with an error: the file is refused whole."""
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")))
+    try:
+        return _parsed(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))), rule_sets, name)
+    except csv.Error as error:
+        raise InputError(f"{name} is no CSV: {error}.", do="Save it with commas and line ends.", code="orders") from error
+
+
+def _parsed(reader: csv.DictReader[str], rule_sets: Collection[str], name: str) -> Orders:
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
     if missing:
         raise InputError(
@@ -175,6 +181,8 @@ def _instant(text: str, column: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{column} is no time such as 2026-03-01T08:00:00Z") from None
+    if not 1970 <= moment.year <= 2199:
+        raise ValueError(f"{column} is no year of an order")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round((moment - _EPOCH) / timedelta(milliseconds=1))

@@ -80,10 +80,10 @@ def test_where_all_works_it_says_so_and_leaves_everything_as_it_was(lake, broker
 
 def test_its_report_names_no_pump_no_password_and_no_adapter_by_its_serial_number(lake, broker, stick, monkeypatch):
     port, _ = stick
-    (lake / settings.NAME).write_text('[[dock]]\nport = "/dev/serial/by-id/usb-FTDI_A10693EZ-if00-port0"\npump = "paradigm:739184"\n')
+    missing = "/dev/serial/by-id/usb-FTDI_A10693EZ-if00-port0"
     url = broker.url.replace("://", "://reader:secret@")
     monkeypatch.setenv("HOME", str(lake))
-    found = [*doctor.examine(lake, ports=[f"{port}=paradigm:482916"], broker=url), *doctor.examine(lake, broker=url)]
+    found = doctor.examine(lake, ports=[f"{port}=paradigm:482916", f"{missing}=paradigm:739184"], broker=url)
     for text in (doctor.as_text(found), json.dumps(doctor.as_plain(found))):
         assert not [secret for secret in ("482916", "739184", "4711", "secret", "reader", "A10693EZ", str(lake)) if secret in text]
         assert "…16" in text or "\\u202616" in text

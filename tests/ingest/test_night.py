@@ -192,3 +192,43 @@ def test_a_night_killed_at_any_moment_and_run_again_gives_the_same_bytes(tmp_pat
         night.nightly(root, orders_file=orders)
         assert derived(root) == after
         shutil.rmtree(root)
+
+
+def test_a_pump_whose_captures_make_no_sense_costs_no_other_pump_its_night(tmp_path):
+    posing = Capture(data=FIRST.data.replace(b"canonical:A1", b"paradigm:123456"), family="canonical", pump_id="paradigm:123456")
+    nowhere = Capture(data=FIRST.data.replace(b"canonical:A1", b"nosuch:55"), family="canonical", pump_id="nosuch:55")
+    lake = fresh(tmp_path / "lake", FIRST, SECOND, posing, nowhere)
+    assert night.nightly(lake, orders_file=order_file(tmp_path)).ready == 3
+    faults = {(row["pump_id"], row["code"]) for row in Lake.open(lake).read("faults", night.FAULTS).to_pylist()}
+    assert faults == {("paradigm:123456", "family"), ("nosuch:55", "family")}
+
+
+def test_a_log_that_cannot_be_derived_is_put_aside_with_its_bytes(tmp_path, monkeypatch):
+    lake = fresh(tmp_path / "lake", FIRST, SECOND)
+    monkeypatch.setattr(night.sessions, "derive", lambda *_: {}["oh"])
+    night.nightly(lake, orders_file=order_file(tmp_path))
+    faults = Lake.open(lake).read("faults", night.FAULTS).to_pylist()
+    assert {(row["code"], row["raw"]) for row in faults} == {("derive", FIRST.data), ("derive", SECOND.data)}
+
+
+@pytest.mark.parametrize("year", [b"9999", b"0001"])
+def test_a_year_that_no_pump_shows_is_put_aside(tmp_path, year):
+    far = Capture(data=capture(LINES[:4], pump="canonical:B2").data.replace(b"2026", year), family="canonical", pump_id="canonical:B2")
+    lake = fresh(tmp_path / "lake", FIRST, SECOND, far)
+    assert night.nightly(lake, orders_file=order_file(tmp_path)).ready == 3
+    assert Lake.open(lake).read("faults", night.FAULTS).num_rows == 4
+
+
+@pytest.mark.parametrize("start", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00"])
+def test_an_order_of_an_impossible_year_is_refused(tmp_path, start):
+    path = order_file(tmp_path)
+    path.write_text(path.read_text().replace("2026-01-01T00:00:00Z", start))
+    with pytest.raises(InputError, match="line 2"):
+        night.nightly(fresh(tmp_path / "lake", FIRST), orders_file=path)
+
+
+def test_orders_that_are_no_csv_are_refused(tmp_path):
+    path = order_file(tmp_path)
+    path.write_text(path.read_text().replace("hydromorphone", "x" * 200_000))
+    with pytest.raises(InputError, match="is no CSV"):
+        night.nightly(fresh(tmp_path / "lake", FIRST), orders_file=path)

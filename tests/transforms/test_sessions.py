@@ -173,6 +173,13 @@ def test_anchors_that_disagree_prove_a_silent_jump():
     assert {s["time_quality"] for s in agreeing.rows("sessions")} == {"exact", "corrected"}
 
 
+def test_two_anchors_of_one_moment_that_disagree_leave_no_utc_at_all():
+    lines = numbered(infusion(0, 30))
+    given = give(capture(lines, anchor=anchor(40)), capture(lines, anchor=anchor(40, utc_minutes=220)))
+    assert given.session["time_quality"] == "unknown"
+    assert given.reasons() == {"CLOCK_UNCERTAIN"}
+
+
 def test_the_same_number_with_other_content_is_a_conflict():
     lines = numbered(infusion(0, 30))
     other = capture([{**lines[0], "rate_ml_h": 9.0}])
