@@ -181,7 +181,7 @@ def _instant(text: str, column: str) -> int:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"{column} is no time such as 2026-03-01T08:00:00Z") from None
-    if not 1970 <= moment.year <= 2199:
+    if not 2 <= moment.year <= 9998:
         raise ValueError(f"{column} is no year of an order")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
