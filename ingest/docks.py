@@ -182,7 +182,7 @@ def sync_all(
     A port that failed gives `error` (the code), what, why, do and `line` instead of raising.
     """
     together = _Round(lake, store, family, progress)
-    together.taken.update(pump for _, pump in map(_named, wanted) if pump)
+    together.taken.update(pump for _, pump in map(split_port, wanted) if pump)
     with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
         running = [pool.submit(together.result, port) for port in wanted]
         try:
@@ -212,10 +212,10 @@ class _Round:
             told = error
         except Exception as error:
             told = PumpledgerError("The download failed in a way that nobody foresaw.", why=f"{type(error).__name__}: {error}.", code="bug")
-        return {"port": _named(named)[0], "error": told.code, "what": told.what, "why": told.why, "do": told.do, "line": str(told)}
+        return {"port": split_port(named)[0], "error": told.code, "what": told.what, "why": told.why, "do": told.do, "line": str(told)}
 
     def sync(self, named: str, pump: str | None) -> dict[str, Any]:
-        port, written = _named(named)
+        port, written = split_port(named)
         known = settings.load(self.lake)
         dock = known.dock(port)
         pump = pump or written or dock.pump
@@ -262,7 +262,7 @@ class _Download:
         """Asks for what is not in the store yet; `model` where the pump does not tell it. Raises what dialogue, link and store raise."""
         asked = adapter.download(pump, self._store.heads(pump), model=model)
         summary = dialogue.run(asked, self._exchange, self._keep, self._note)
-        return _told(self._port, adapter.SHEET.family, summary)
+        return told(self._port, adapter.SHEET.family, summary)
 
     def explained(self, error: PumpledgerError) -> PumpledgerError:
         """The error, saying what is safe already; where not one byte came from the port, what that means."""
@@ -286,7 +286,8 @@ class _Download:
         self._show(Progress(port=self._named, done=self._done, total=self._total, note=text))
 
 
-def _told(port: str, family: str, summary: Summary) -> dict[str, Any]:
+def told(port: str, family: str, summary: Summary) -> dict[str, Any]:
+    """What `sync` gives of a download that ended with this summary."""
     line = [masked(summary.pump_id), _count(summary.new_parts) if summary.new_parts else "no new data"]
     if summary.clock_offset_s is not None:
         ahead = round(summary.clock_offset_s)
@@ -324,7 +325,7 @@ def _count(captures: int) -> str:
     return f"{captures} new capture{'s' if captures != 1 else ''}"
 
 
-def _named(port: str) -> tuple[str, str | None]:
+def split_port(port: str) -> tuple[str, str | None]:
     """PORT=FAMILY:SERIAL as its two halves; a port alone (its URL may have a `=` too) as itself."""
     if match := _NAMED.fullmatch(port):
         return match["port"], match["pump"]

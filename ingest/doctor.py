@@ -29,7 +29,7 @@ from serial.tools import list_ports
 from devices import families
 from devices.errors import InputError, LinkError, PumpledgerError, StorageError, masked
 from ingest import docks, files, gateway, night, settings
-from ingest.docks import _named as split_port
+from ingest.docks import split_port
 from ingest.hub import broker_client
 from ingest.lake import Lake
 from ingest.store import Store
@@ -40,7 +40,7 @@ State = Literal["ok", "note", "broken"]
 _LOW_BYTES, _FEW_BYTES = 200 << 20, 2 << 30
 _BROKER_S = 5.0
 _TIME_ERROR = 5
-_PACKAGES = ("pumpledger", "pyarrow", "polars", "numpy", "paho-mqtt", "pyserial", "tzdata")
+_PACKAGES = ("pumpledger", "pyarrow", "numpy", "paho-mqtt", "pyserial", "tzdata")
 _BY_ID = re.compile(r"/dev/serial/by-id/[^\s=,]*[^\s=,.:]")
 
 

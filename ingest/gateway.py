@@ -38,8 +38,7 @@ from devices.contract import Anchor, Capture
 from devices.dialogue import Ask, Reply
 from devices.errors import InputError, LinkError, PumpledgerError, StorageError, masked
 from ingest import docks, files, settings
-from ingest.docks import _named as split_port
-from ingest.docks import _told as told
+from ingest.docks import split_port, told
 from ingest.hub import CAP_BYTES, Receipt, Status, broker_client, encode_cap
 from ingest.store import Arrival, Store
 

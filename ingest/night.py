@@ -155,20 +155,16 @@ def drain(root: Path, store: Path | None = None) -> dict[str, Any]:
             for bucket, rows in sorted(by_bucket.items()):
                 raw = raw_table(rows)
                 lake.append(RAW, bucket, raw, months_of(raw["received_at"]))
-                kept = {capture.sha256 for capture in captures(lake.raw(bucket, {capture.pump_id for capture, _ in rows}))}
-                kept |= _refused(lake, bucket)
+                kept = _whole(lake.raw(bucket, {capture.pump_id for capture, _ in rows}))
                 source.drop(capture.sha256 for capture, _ in rows if capture.sha256 in kept)
     return {"received": received, "refused": refused}
 
 
-def _refused(lake: Lake, bucket: int) -> set[str]:
-    """The refused payloads that raw/ holds with their bytes."""
-    rows = lake.raw(bucket, {""})
-    return {
-        sha
-        for sha, data, told in zip(rows["sha256"].to_pylist(), rows["data"].to_pylist(), rows["data_sha256"].to_pylist(), strict=True)
-        if hashlib.sha256(data).hexdigest() == told
-    }
+def _whole(raw: pa.Table) -> set[str]:
+    """What raw/ holds whole, by hash: captures whose identity checks, and refused payloads whose bytes do."""
+    refused = raw.filter(pc.is_valid(raw["refused"])).select(["sha256", "data", "data_sha256"]).to_pylist()
+    kept = {row["sha256"] for row in refused if hashlib.sha256(row["data"]).hexdigest() == row["data_sha256"]}
+    return kept | {capture.sha256 for capture in captures(raw)}
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterable[list[Any]]:
@@ -278,11 +274,7 @@ def decode(capture: Capture) -> Decoded:
             return adapter.decode(capture)
         except Exception as error:  # a decoder that fails must not cost the bytes, nor the night
             why = f"the decoder failed: {type(error).__name__}: {error}"
-    return Decoded(
-        table(RECORDS, []),
-        table(FAULTS, [_fault(capture.sha256, capture.pump_id, capture.part, "decoder", why, capture.data)]),
-        table(ANCHORS, []),
-    )
+    return Decoded(table(RECORDS, []), table(FAULTS, [_unfit(capture, "decoder", why)]), table(ANCHORS, []))
 
 
 def _fault(capture: str, pump_id: str, part: str | None, code: str, why: str, raw: bytes) -> dict[str, Any]:

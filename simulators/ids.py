@@ -19,14 +19,14 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import floor
 
 from devices.contract import AlarmClass, At, Kind, Source, Target
 from devices.errors import InputError
 from simulators.link import Faults, Line, still, whole_second
-from simulators.therapy import PumpClock, Script, Step, Truth, truth
+from simulators.therapy import PumpClock, Script, Step, Truth, on_basal_pump, truth
 
 FAMILY = "ids"
 EPOCH = datetime(2005, 1, 1)  # noqa: DTZ001
@@ -91,35 +91,15 @@ class _Entry:
     reference: int | None = None
 
 
+_LIMITED = frozenset({Kind.LIMIT_REACHED, Kind.LIMIT_CLEARED, Kind.SETTINGS_CHANGE})
+"""What it knows beside basal and boluses."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     written: datetime
     data: bytes
     told: Step | None
-
-
-def _as_ids(script: Script) -> Script:
-    """The script as it happens to a pump that has basal and boluses only."""
-    steps, runs = [], False
-    for step in script.steps:
-        match step.kind:
-            case Kind.DELIVERY_START if step.source is not Source.KVO:
-                steps.append(replace(step, kind=Kind.RATE_CHANGE if runs else Kind.DELIVERY_START, source=Source.BASAL))
-                runs = True
-            case Kind.DELIVERY_STOP | Kind.DELIVERY_COMPLETE if runs and step.source is not Source.KVO:
-                steps.append(replace(step, kind=Kind.DELIVERY_STOP, source=Source.BASAL, reason=step.reason or "user"))
-                runs = False
-            case Kind.RATE_CHANGE if runs:
-                steps.append(replace(step, source=Source.BASAL))
-            case Kind.BOLUS_DELIVERED:
-                steps.append(replace(step, source=Source.PRIMARY))
-            case Kind.ALARM_RAISED | Kind.CLOCK_CHANGE | Kind.RESERVOIR_CHANGE | Kind.POWER_OFF | Kind.POWER_ON:
-                steps.append(step)
-                halts = step.stops_delivery if step.kind is Kind.ALARM_RAISED else step.kind is not Kind.CLOCK_CHANGE
-                runs = runs and not halts and step.reason != "loss"
-            case Kind.ALARM_CLEARED | Kind.PRIMING_DONE | Kind.LIMIT_REACHED | Kind.LIMIT_CLEARED | Kind.SETTINGS_CHANGE:
-                steps.append(step)
-    return replace(script, steps=tuple(steps))
 
 
 class _Book:
@@ -554,7 +534,7 @@ def simulate(
             f"There is no model {model!r} of an insulin delivery service.", do=f"Use one of: {', '.join(MODELS)}.", code="model"
         )
     faults = faults or Faults()
-    script = _as_ids(faults.happen_to(script))
+    script = on_basal_pump(faults.happen_to(script), also=_LIMITED)
     pump_id = f"{FAMILY}:{serial}"
     clock = PumpClock(script, reset_to=EPOCH, drift_s_per_day=faults.drift_s_per_day)
     book = _Book(script, clock, random.Random(f"ids:{seed}"), medtronic=model.startswith("780g"))

@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from devices.contract import AlarmClass, Anchor, At, Capture, Kind, Source, Target
 from devices.errors import InputError
 from simulators.link import Faults, cap, still, whole_second
-from simulators.therapy import PumpClock, Script, Step, Truth, truth
+from simulators.therapy import PumpClock, Script, Step, Truth, on_basal_pump, truth
 
 FAMILY = "tandem"
 EPOCH = datetime(2008, 1, 1)  # noqa: DTZ001
@@ -71,30 +71,6 @@ class _Record:
             return struct.pack(">HII", self.event, seconds, seq) + self.data
         turned = b"".join(self.data[at : at + 4][::-1] for at in range(0, 16, 4))
         return struct.pack("<HII", self.event, seconds, seq) + turned
-
-
-def _as_tandem(script: Script) -> Script:
-    """The script as it happens to a pump that has basal and boluses only."""
-    steps, runs = [], False
-    for step in script.steps:
-        match step.kind:
-            case Kind.DELIVERY_START if step.source is not Source.KVO:
-                steps.append(replace(step, kind=Kind.RATE_CHANGE if runs else Kind.DELIVERY_START, source=Source.BASAL))
-                runs = True
-            case Kind.DELIVERY_STOP | Kind.DELIVERY_COMPLETE if runs and step.source is not Source.KVO:
-                steps.append(replace(step, kind=Kind.DELIVERY_STOP, source=Source.BASAL, reason=step.reason or "user"))
-                runs = False
-            case Kind.RATE_CHANGE if runs:
-                steps.append(replace(step, source=Source.BASAL))
-            case Kind.BOLUS_DELIVERED:
-                steps.append(replace(step, source=Source.PRIMARY))
-            case Kind.ALARM_RAISED | Kind.CLOCK_CHANGE | Kind.RESERVOIR_CHANGE | Kind.POWER_OFF | Kind.POWER_ON:
-                steps.append(step)
-                halts = step.stops_delivery if step.kind is Kind.ALARM_RAISED else step.kind is not Kind.CLOCK_CHANGE
-                runs = runs and not halts and step.reason != "loss"
-            case Kind.ALARM_CLEARED | Kind.PRIMING_DONE:
-                steps.append(step)
-    return replace(script, steps=tuple(steps))
 
 
 class _Book:
@@ -386,7 +362,7 @@ def simulate(
     if form not in FORMS or text not in TEXTS:
         raise InputError(f"There is no Tandem log as {form!r} {text!r}.", do=f"Use one of {FORMS} and one of {TEXTS}.", code="form")
     faults = faults or Faults()
-    script = _as_tandem(faults.happen_to(script))
+    script = on_basal_pump(faults.happen_to(script))
     pump_id = f"{FAMILY}:{serial}"
     clock = PumpClock(script, reset_to=EPOCH, drift_s_per_day=faults.drift_s_per_day)
     records = [record for record in _Book(script, clock).records if record.written <= script.end]

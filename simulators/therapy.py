@@ -561,6 +561,30 @@ def therapy(
     return script
 
 
+def on_basal_pump(script: Script, also: frozenset[Kind] = frozenset()) -> Script:
+    """The script as it happens to a pump that has basal and boluses only; `also`: other kinds of steps that it knows."""
+    steps, runs = [], False
+    for step in script.steps:
+        match step.kind:
+            case Kind.DELIVERY_START if step.source is not Source.KVO:
+                steps.append(replace(step, kind=Kind.RATE_CHANGE if runs else Kind.DELIVERY_START, source=Source.BASAL))
+                runs = True
+            case Kind.DELIVERY_STOP | Kind.DELIVERY_COMPLETE if runs and step.source is not Source.KVO:
+                steps.append(replace(step, kind=Kind.DELIVERY_STOP, source=Source.BASAL, reason=step.reason or "user"))
+                runs = False
+            case Kind.RATE_CHANGE if runs:
+                steps.append(replace(step, source=Source.BASAL))
+            case Kind.BOLUS_DELIVERED:
+                steps.append(replace(step, source=Source.PRIMARY))
+            case Kind.ALARM_RAISED | Kind.CLOCK_CHANGE | Kind.RESERVOIR_CHANGE | Kind.POWER_OFF | Kind.POWER_ON:
+                steps.append(step)
+                halts = step.stops_delivery if step.kind is Kind.ALARM_RAISED else step.kind is not Kind.CLOCK_CHANGE
+                runs = runs and not halts and step.reason != "loss"
+            case kind if kind in {Kind.ALARM_CLEARED, Kind.PRIMING_DONE, *also}:
+                steps.append(step)
+    return replace(script, steps=tuple(steps))
+
+
 def without_power(script: Script, at: datetime, *, minutes: float) -> Script:
     """The script with the battery out from `at` for so long.
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,3 +39,14 @@ def mosquitto() -> str:
     need("mosquitto", found is not None, "no mosquitto on this machine; install it (apt-get install mosquitto)")
     assert found
     return found
+
+
+@pytest.fixture
+def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
+    """A mosquitto of this test's own, listening."""
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    one = Broker(mosquitto, folder)
+    one.start()
+    yield one
+    one.stop(signal.SIGKILL)

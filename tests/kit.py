@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from devices import canonical
 from devices.contract import ANCHORS, FAULTS, RECORDS, Capture, Log, table
+from devices.families import family
 from ingest.files import parquet
 from ingest.night import rule_sets
 from transforms import billing, sessions
@@ -64,9 +64,10 @@ def orders(*rows: Mapping[str, str], **changed: str) -> Orders:
 
 def assembled(captures: Sequence[Capture]) -> Log:
     """The log of the one pump that these captures are of."""
-    decoded = [canonical.decode(one) for one in captures]
+    adapter = family(captures[0].family)
+    decoded = [adapter.decode(one) for one in captures]
     parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return canonical.assemble(
+    return adapter.assemble(
         captures[0].pump_id, *(pa.concat_tables([table(schema, []), *(getattr(d, name) for d in decoded)]) for schema, name in parts)
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from ingest.lake import Lake
 from simulators.link import Faults
 from simulators.rig import Rig
 from simulators.therapy import Truth, therapy
-from tests.ingest.test_hub import Broker
 from transforms.orders import COLUMNS
 
 
@@ -55,16 +53,6 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[str]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one.url
-    one.stop()
-
-
 @pytest.mark.parametrize("kind", ["sc_continuous", "pca", "demand_only"])
 def test_pumps_that_publish_through_a_real_broker_give_what_truly_happened(broker, tmp_path, kind):
     lake = tmp_path / "lake"
@@ -75,7 +63,7 @@ def test_pumps_that_publish_through_a_real_broker_give_what_truly_happened(broke
         )
         for seed in range(4)
     ]
-    with hub.Hub(broker, lake / "store.sqlite"), Rig([device for device, _ in played], broker=broker, again_s=1.0) as rig:
+    with hub.Hub(broker.url, lake / "store.sqlite"), Rig([device for device, _ in played], broker=broker.url, again_s=1.0) as rig:
         rig.wait_for_receipts(60)
     night.nightly(lake, orders_file=orders_of(tmp_path, *(truth.pump_id for _, truth in played)))
     for _, truth in played:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devices import paradigm
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, Log, table
+from devices.contract import Anchor, Capture
 from simulators.paradigm import Pump
 from simulators.therapy import therapy
-from tests.kit import billed, orders
+from tests.kit import assembled, billed, orders
 
 PUMP = "paradigm:482916"
 START = datetime(2026, 3, 5, 5, tzinfo=UTC)
@@ -39,14 +38,6 @@ def dumps(seed: int, model: int, loss: bool) -> tuple[tuple[Capture, ...], ...]:
     script = therapy("insulin_like", seed, START, 9, clock_loss=loss)
     pump = Pump(script, seed=seed, model=model)
     return tuple(tuple(dump(pump, model, days)) for days in (3, 6, 9))
-
-
-def assembled(captures: list[Capture]) -> Log:
-    decoded = [paradigm.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return paradigm.assemble(
-        PUMP, *(pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)]) for schema, name in parts)
-    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from ingest.store import Arrival, Store
 from simulators import paradigm
 from simulators.rig import Rig
 from simulators.therapy import therapy
+from tests.broker import PATIENCE_S
 from tests.conftest import ROOT
-from tests.ingest.test_hub import PATIENCE_S, Broker
 from tests.kit import capture, event, numbered
 
 
@@ -44,16 +43,6 @@ def lake(tmp_path: Path) -> Path:
     with Store(tmp_path / "lake" / "store.sqlite") as store:
         store.append([(capture(numbered([event(0, "other")]), pump="canonical:SERIAL4711"), Arrival(datetime.now(UTC), "file:a"))])
     return tmp_path / "lake"
-
-
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one
-    one.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -35,22 +35,12 @@ from simulators import paradigm
 from simulators.link import Faults
 from simulators.rig import Rig
 from simulators.therapy import therapy
+from tests.broker import PATIENCE_S, Broker, soon
 from tests.conftest import ROOT
-from tests.ingest.test_hub import PATIENCE_S, Broker, soon
 from tests.kit import anchor, event, infusion, numbered
 from tests.kit import capture as canonical
 
 NOW = datetime(2026, 3, 10, 9, tzinfo=UTC)
-
-
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one
-    one.stop(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import signal
 import socket
@@ -32,60 +31,13 @@ from ingest.hub import Hub, Receipt, decode_cap, encode_cap
 from ingest.store import Arrival, Store
 from simulators import canonical, therapy
 from simulators.rig import Rig, embedded_broker
+from tests.broker import PATIENCE_S, Broker, soon
 from tests.conftest import ROOT, need
-
-PATIENCE_S = 30
-
-
-def soon(what: Callable[[], Any], why: str) -> Any:
-    """Waits until `what` holds, and gives it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"waited in vain: {why}"
-        time.sleep(0.01)
-    return found
 
 
 def capture(number: int, **more: Any) -> Capture:
     anchor = Anchor(pump_clock=datetime.fromisoformat("2026-03-08T06:00"), utc=datetime(2026, 3, 8, 10, 0, 0, 5000, UTC), round_trip_ms=40)
     return Capture(data=b"page %d" % number, family="canonical", pump_id="canonical:A17", part=str(number), anchor=anchor, **more)
-
-
-class Broker:
-    """A mosquitto that keeps its sessions on disk."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self.binary, self.folder = binary, folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.url = f"mqtt://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-        (folder / "passwords").touch()
-
-    def start(self, *more: str) -> None:
-        lines = [f"listener {self.port} 127.0.0.1", "persistence true", f"persistence_location {self.folder}/", *more]
-        if os.geteuid() == 0:
-            lines.append("user root")
-        if not more:
-            lines.append("allow_anonymous true")
-        config = self.folder / "mosquitto.conf"
-        config.write_text("\n".join(lines) + "\n")
-        self.process = subprocess.Popen([self.binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        soon(self._listens, "the broker starts")
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self.process:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.send_signal(how)
-            self.process.wait(PATIENCE_S)
-            self.process = None
-
-    def _listens(self) -> bool:
-        assert self.process
-        assert self.process.poll() is None, "mosquitto ended"
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 class Edge:
@@ -121,16 +73,6 @@ class Edge:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
-
-
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one
-    one.stop(signal.SIGKILL)
 
 
 @pytest.fixture

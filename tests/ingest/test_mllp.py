@@ -22,8 +22,8 @@ from ingest.replay import Reading, truth
 from ingest.store import Arrival, Store
 from simulators import pcd as simulated
 from simulators.therapy import therapy
+from tests.broker import PATIENCE_S, soon
 from tests.conftest import ROOT
-from tests.ingest.test_hub import PATIENCE_S, soon
 
 START = datetime(2026, 3, 6, 12, tzinfo=UTC)
 

@@ -28,18 +28,8 @@ from ingest.store import Store
 from simulators.link import Faults, SerialDevice
 from simulators.rig import Rig
 from simulators.therapy import Truth, therapy
+from tests.broker import PATIENCE_S, soon
 from tests.conftest import ROOT
-from tests.ingest.test_hub import PATIENCE_S, Broker, soon
-
-
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one
-    one.stop()
 
 
 def now() -> datetime:

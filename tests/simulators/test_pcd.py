@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -22,7 +20,6 @@ from simulators.link import MAX_CAP, Faults, PublishingDevice, still
 from simulators.rig import Rig
 from simulators.therapy import Pen, therapy
 from tests.conftest import need
-from tests.ingest.test_hub import Broker
 from tests.kit import orders
 from transforms.sessions import FactPolicy, derive
 
@@ -192,21 +189,11 @@ def test_a_payload_fits_a_broker_and_names_the_pump_inside_alone():
         assert json.loads(payload)["pump"] == pump.pump_id
 
 
-@pytest.fixture
-def broker(mosquitto: str, tmp_path: Path) -> Iterator[str]:
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    one = Broker(mosquitto, folder)
-    one.start()
-    yield one.url
-    one.stop()
-
-
 def test_every_message_through_a_real_broker_is_stored_and_receipted(broker, tmp_path):
     night.open_lake(tmp_path / "lake")
     pump, _ = pcd.simulate(therapy("sc_continuous", 2, START, days=2), 2)
     store = tmp_path / "lake" / "store.sqlite"
-    with hub.Hub(broker, store), Rig([pump], broker=broker, again_s=1.0) as rig:
+    with hub.Hub(broker.url, store), Rig([pump], broker=broker.url, again_s=1.0) as rig:
         assert rig.wait_for_receipts(60) == {}
     with Store(store) as kept:
         assert len(kept.heads(pump.pump_id)) == len(pump.captures())
