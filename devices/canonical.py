@@ -34,6 +34,7 @@ from devices.contract import (
     Target,
     dump_detail,
     fault_id,
+    joined,
     table,
 )
 
@@ -164,7 +165,7 @@ def assemble(pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Tabl
 def _unreadable(capture: Capture, error: Exception) -> Decoded:
     """A capture without a readable header: no line of it can be placed, so all of it is one fault."""
     if not capture.data.strip():
-        return Decoded(table(RECORDS, []), table(FAULTS, []), table(ANCHORS, []))
+        return joined(())
     fault = {
         "fault_id": fault_id(capture.pump_id, "header", "", capture.data),
         "capture": capture.sha256,
@@ -177,7 +178,7 @@ def _unreadable(capture: Capture, error: Exception) -> Decoded:
         "hole": False,
         "raw": capture.data,
     }
-    return Decoded(table(RECORDS, []), table(FAULTS, [fault]), table(ANCHORS, []))
+    return joined(())._replace(faults=table(FAULTS, [fault]))
 
 
 class _Reader:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -257,9 +257,8 @@ class CaptureHead:
     part: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What one capture gave: RECORDS, FAULTS, ANCHORS."""
+class Decoded(NamedTuple):
+    """What one capture gave, or several together: RECORDS, FAULTS, ANCHORS."""
 
     records: pa.Table
     faults: pa.Table
@@ -367,6 +366,12 @@ def fault_id(pump_id: str, code: str, place: str, raw: bytes) -> str:
     """The id of a fault: what was unreadable, and where, not how often it was read."""
     head = f"{pump_id}\n{code}\n{place}\n".encode()
     return hashlib.sha256(head + raw).hexdigest()[:20]
+
+
+def joined(decoded: Iterable[Decoded]) -> Decoded:
+    """What several captures gave, in their order, as `assemble` takes it; of none, empty tables."""
+    nothing = Decoded(*(schema.empty_table() for schema in (RECORDS, FAULTS, ANCHORS)))
+    return Decoded(*(pa.concat_tables(tables) for tables in zip(nothing, *decoded, strict=True)))
 
 
 def table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:

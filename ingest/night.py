@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from devices.contract import ANCHORS, FAULTS, HOLES, RECORDS, Capture, Decoded, fault_id, table
+from devices.contract import FAULTS, HOLES, RECORDS, Capture, Decoded, fault_id, joined, table
 from devices.errors import InputError, StorageError
 from devices.families import families
 from ingest import settings
@@ -274,7 +274,7 @@ def decode(capture: Capture) -> Decoded:
             return adapter.decode(capture)
         except Exception as error:  # a decoder that fails must not cost the bytes, nor the night
             why = f"the decoder failed: {type(error).__name__}: {error}"
-    return Decoded(table(RECORDS, []), table(FAULTS, [_unfit(capture, "decoder", why)]), table(ANCHORS, []))
+    return joined(())._replace(faults=table(FAULTS, [_unfit(capture, "decoder", why)]))
 
 
 def _fault(capture: str, pump_id: str, part: str | None, code: str, why: str, raw: bytes) -> dict[str, Any]:
@@ -294,22 +294,18 @@ def facts_of(
     own = sorted((capture for capture in received if capture.family == named), key=lambda capture: capture.sha256)
     put_aside = [_unfit(capture, "family", f"a capture of family {capture.family!r} names this pump") for capture in strangers]
     if adapter is not None:
-        decoded = [decode(capture) for capture in own]
-        records, faults, anchors = (
-            pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)])
-            for name, schema in (("records", RECORDS), ("faults", FAULTS), ("anchors", ANCHORS))
-        )
+        found = joined(decode(capture) for capture in own)
         try:
-            log = adapter.assemble(pump_id, records, faults, anchors)
-            faults = pa.concat_tables([faults, table(FAULTS, put_aside)])
-            return Decoded(records, faults, anchors), log.event_of_record, sessions.derive(log, known, policy)
+            log = adapter.assemble(pump_id, *found)
+            told = found._replace(faults=pa.concat_tables([found.faults, table(FAULTS, put_aside)]))
+            return told, log.event_of_record, sessions.derive(log, known, policy)
         except Exception as error:  # one pump whose log cannot be derived must not cost the others their night
             put_aside += [_unfit(capture, "derive", f"its log cannot be derived: {type(error).__name__}: {error}") for capture in own]
     else:
         put_aside += [_unfit(capture, "decoder", f"there is no family {capture.family!r} here") for capture in own]
     nothing = (schema.empty_table() for schema in (tables.EVENTS, tables.SESSIONS, tables.INTERVALS, tables.SETUPS, tables.DOUBTS))
     empty = table(LAKE_RECORDS, [])["event_id"].combine_chunks()
-    return Decoded(table(RECORDS, []), table(FAULTS, put_aside), table(ANCHORS, [])), empty, sessions.Facts(*nothing)
+    return joined(())._replace(faults=table(FAULTS, put_aside)), empty, sessions.Facts(*nothing)
 
 
 def _unfit(capture: Capture, code: str, why: str) -> dict[str, Any]:

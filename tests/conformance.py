@@ -33,14 +33,13 @@ from devices.contract import (
     AlarmClass,
     Anchor,
     Capture,
-    CaptureHead,
     Decoded,
     Kind,
     Log,
     Sheet,
     Source,
     Target,
-    table,
+    joined,
 )
 from devices.dialogue import Ask, Reply, Summary
 from devices.errors import InputError, PumpledgerError
@@ -49,7 +48,7 @@ from ingest.hub import decode_cap
 from simulators.link import PublishingDevice, SerialDevice
 from simulators.therapy import Interval, Pen, Script, Step, Truth, therapy
 from tests.conftest import ROOT
-from tests.kit import orders
+from tests.kit import head, orders
 from transforms import sessions
 from transforms.orders import Orders
 
@@ -194,19 +193,6 @@ class Replay:
         return Reply(data=data, sent=sent, received=self.clock.now)
 
 
-def head(capture: Capture) -> CaptureHead:
-    """What the store remembers of a capture."""
-    return CaptureHead(
-        sha256=capture.sha256,
-        data_sha256="",
-        size=len(capture.data),
-        family=capture.family,
-        pump_id=capture.pump_id,
-        model=capture.model,
-        part=capture.part,
-    )
-
-
 def ask_all(
     adapter: Adapter, pump_id: str, exchange: Callable[[Ask], Reply], known: Sequence[Capture] = (), **given: Any
 ) -> tuple[list[Capture], Summary | PumpledgerError]:
@@ -296,12 +282,9 @@ def play(
     return Played(family, device, truth, captures, line)
 
 
-def decoded(adapter: Adapter, captures: Sequence[Capture]) -> tuple[pa.Table, pa.Table, pa.Table]:
+def decoded(adapter: Adapter, captures: Sequence[Capture]) -> Decoded:
     """RECORDS, FAULTS and ANCHORS of all of them, in their order."""
-    each = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    records, faults, anchors = (pa.concat_tables([table(schema, []), *(getattr(one, name) for one in each)]) for schema, name in parts)
-    return records, faults, anchors
+    return joined(adapter.decode(one) for one in captures)
 
 
 def log_of(adapter: Adapter, pump_id: str, captures: Sequence[Capture]) -> Log:
@@ -679,8 +662,7 @@ def read_totally(adapter: Adapter, captures: Sequence[Capture], known: Orders) -
     if found:
         return found
     pump_id = captures[0].pump_id
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    records, faults, anchors = (pa.concat_tables([table(schema, []), *(getattr(one, name) for one in each)]) for schema, name in parts)
+    records, faults, anchors = joined(each)
     log = adapter.assemble(pump_id, records, faults, anchors)
     if not log.events.schema.equals(EVENTS):
         return ["events have another schema"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from devices.contract import ANCHORS, FAULTS, RECORDS, Capture, Log, table
+from devices.contract import Capture, CaptureHead, Log, joined
 from devices.families import family
 from ingest.files import parquet
 from ingest.night import rule_sets
@@ -65,11 +66,25 @@ def orders(*rows: Mapping[str, str], **changed: str) -> Orders:
 def assembled(captures: Sequence[Capture]) -> Log:
     """The log of the one pump that these captures are of."""
     adapter = family(captures[0].family)
-    decoded = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return adapter.assemble(
-        captures[0].pump_id, *(pa.concat_tables([table(schema, []), *(getattr(d, name) for d in decoded)]) for schema, name in parts)
+    return adapter.assemble(captures[0].pump_id, *joined(adapter.decode(one) for one in captures))
+
+
+def head(one: Capture) -> CaptureHead:
+    """What the store remembers of a capture."""
+    return CaptureHead(
+        sha256=one.sha256,
+        data_sha256=hashlib.sha256(one.data).hexdigest(),
+        size=len(one.data),
+        family=one.family,
+        pump_id=one.pump_id,
+        model=one.model,
+        part=one.part,
     )
+
+
+def infused_s(given: Given) -> float:
+    """Seconds of infusion in all intervals of what was given."""
+    return float(sum((one["to_ms"] - one["from_ms"]) / 1000 for one in given.rows("intervals") if one["class"] == "infusing"))
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,20 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import ids
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, CaptureHead, views
+from devices.contract import Anchor, Capture, joined, views
 from devices.dialogue import Ask, Got, Reply, run
 from devices.errors import InputError, LinkError, PumpError
 from devices.families import families
+from tests.kit import head
 from transforms.clock import ClockPolicy, place
 
 PUMP = "ids:1"
 NOON = datetime(2026, 3, 2, 12)
-
 
 # --- records by hand ----------------------------------------------------------------------------------------------------------------
 
@@ -99,9 +98,7 @@ def decoded(*values, model=None):
 
 
 def assembled(*captures):
-    each = [ids.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return ids.assemble(PUMP, *(pa.concat_tables([schema.empty_table(), *(getattr(d, n) for d in each)]) for schema, n in parts))
+    return ids.assemble(PUMP, *joined(ids.decode(one) for one in captures))
 
 
 def events(*values, model=None):
@@ -967,10 +964,6 @@ def test_blocks_of_forty_are_read_the_newest_first():
     assert assembled(*pump.kept).events.num_rows == 1
     assert {json.loads(row.detail)["without_time"] for row in views(assembled(*pump.kept).events)} == {100}
     assert all(one.family == "ids" and one.model == "sfloat" for one in pump.kept)
-
-
-def head(capture):
-    return CaptureHead(sha256=capture.sha256, data_sha256="", size=0, family="ids", pump_id=PUMP, model=capture.model, part=capture.part)
 
 
 def test_what_is_known_is_not_asked_for_again_and_what_is_missing_in_it_is():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import csv
 import gzip
-import hashlib
 import json
 import random
 import re
@@ -16,23 +15,22 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import dialogue, paradigm
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, CaptureHead, Event, Kind, Log, Target, table, views
+from devices.contract import Anchor, Capture, Decoded, Event, Kind, Log, Target, joined, views
 from devices.dialogue import Ask, Reply, Summary
 from devices.errors import InputError, LinkError, PumpError, PumpledgerError
 from simulators import paradigm as simulated
 from simulators.link import Faults, UnpluggedError
 from simulators.therapy import Pen, therapy
+from tests.kit import head
 
 PUMP = "paradigm:482916"
 DAY = datetime(2015, 4, 20, 8)
 SMALL, LARGER = "522", "723"
-
 
 # Pages
 
@@ -94,10 +92,8 @@ def captures(pages: Sequence[bytes], *, model: str = SMALL, dump: str = "d1", an
     ]
 
 
-def tables(given_captures: Iterable[Capture]) -> list[pa.Table]:
-    decoded = [paradigm.decode(one) for one in given_captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return [pa.concat_tables([table(schema, []), *(getattr(one, name) for one in decoded)]) for schema, name in parts]
+def tables(given_captures: Iterable[Capture]) -> Decoded:
+    return joined(paradigm.decode(one) for one in given_captures)
 
 
 def read(given_captures: Iterable[Capture]) -> Log:
@@ -550,18 +546,6 @@ class Host:
     @property
     def pages_asked(self) -> list[int]:
         return [frame[15] for frame in self.sent if len(frame) == 17 and frame[13] == 0x80]
-
-
-def head(capture: Capture) -> CaptureHead:
-    return CaptureHead(
-        sha256=capture.sha256,
-        data_sha256=hashlib.sha256(capture.data).hexdigest(),
-        size=len(capture.data),
-        family=capture.family,
-        pump_id=capture.pump_id,
-        model=capture.model,
-        part=capture.part,
-    )
 
 
 START = datetime(2026, 3, 2, 12, tzinfo=UTC)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import pcd
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture
+from devices.contract import Anchor, Capture, joined
 from devices.families import families
 from tests.kit import orders
 from transforms.sessions import FactPolicy, derive
@@ -124,9 +123,7 @@ def fault(one, **fields):
 
 
 def assembled(*captures):
-    each = [pcd.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return pcd.assemble(PUMP, *(pa.concat_tables([schema.empty_table(), *(getattr(d, name) for d in each)]) for schema, name in parts))
+    return pcd.assemble(PUMP, *joined(pcd.decode(one) for one in captures))
 
 
 def log_of(*messages):

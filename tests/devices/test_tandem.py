@@ -9,13 +9,12 @@ import re
 import struct
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import tandem
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, views
+from devices.contract import Anchor, Capture, joined, views
 from devices.errors import InputError
 from devices.families import families
 
@@ -63,9 +62,7 @@ def read(*data):
 
 
 def assembled(*captures):
-    each = [tandem.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return tandem.assemble(PUMP, *(pa.concat_tables([schema.empty_table(), *(getattr(d, n) for d in each)]) for schema, n in parts))
+    return tandem.assemble(PUMP, *joined(tandem.decode(one) for one in captures))
 
 
 def events(*records):

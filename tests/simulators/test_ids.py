@@ -7,13 +7,12 @@ import random
 import struct
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import ids as adapter
-from devices.contract import ANCHORS, FAULTS, HOLES, RECORDS, AlarmClass, Capture, CaptureHead, Kind, Source, Target
+from devices.contract import HOLES, AlarmClass, Capture, Kind, Source, Target, joined
 from devices.dialogue import Reply, run
 from devices.errors import InputError, LinkError
 from ingest import docks
@@ -22,7 +21,7 @@ from simulators import family, ids
 from simulators.link import Faults, SerialDevice, UnpluggedError, still
 from simulators.rig import Rig
 from simulators.therapy import Pen, therapy
-from tests.kit import billed, orders
+from tests.kit import billed, head, infused_s, orders
 from transforms.sessions import FactPolicy
 
 START = datetime(2026, 3, 2, 5, tzinfo=UTC)
@@ -30,9 +29,7 @@ KINDS = ("insulin_like", "sc_continuous", "pca", "demand_only")
 
 
 def read(captures):
-    each = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return tuple(pa.concat_tables([schema.empty_table(), *(getattr(d, name) for d in each)]) for schema, name in parts)
+    return joined(adapter.decode(one) for one in captures)
 
 
 def log_of(captures):
@@ -44,19 +41,10 @@ def facts(captures):
     return billed([log_of(captures)], known, FactPolicy())
 
 
-def infused_s(given):
-    return sum((one["to_ms"] - one["from_ms"]) / 1000 for one in given.rows("intervals") if one["class"] == "infusing")
-
-
 def download(pump, model, at, known=(), kept=None):
     """The captures of a whole download at true UTC `at`."""
     kept = [] if kept is None else kept
-    heads = [
-        CaptureHead(
-            sha256=one.sha256, data_sha256="", size=len(one.data), family="ids", pump_id=one.pump_id, model=one.model, part=one.part
-        )
-        for one in known
-    ]
+    heads = [head(one) for one in known]
     summary = run(
         adapter.download(pump.pump_id, heads, model=model), lambda ask: Reply(data=pump.feed(ask.data), sent=at, received=at), kept.append
     )

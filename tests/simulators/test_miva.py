@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 
 from devices import miva as adapter
-from devices.contract import ANCHORS, FAULTS, RECORDS, AlarmClass
+from devices.contract import AlarmClass, joined
 from devices.dialogue import Reply, run
 from devices.errors import InputError
 from ingest.docks import SerialLink, find_family
@@ -51,10 +50,7 @@ def downloaded(device, moment):
 
 
 def log_of(captures):
-    each = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    tables = (pa.concat_tables([schema.empty_table(), *(getattr(d, name) for d in each)]) for schema, name in parts)
-    return adapter.assemble(captures[0].pump_id, *tables)
+    return adapter.assemble(captures[0].pump_id, *joined(adapter.decode(one) for one in captures))
 
 
 def facts(log):

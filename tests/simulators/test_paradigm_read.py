@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from devices import dialogue
 from devices import paradigm as adapter
-from devices.contract import Capture, CaptureHead, Kind, Log
+from devices.contract import Capture, Kind, Log, joined
 from devices.dialogue import Ask, Reply, Summary
 from simulators import paradigm
 from simulators.link import Faults, still, whole_second
 from simulators.paradigm import Stick
 from simulators.therapy import Step, Truth, therapy
+from tests.kit import head
 from transforms import sessions
 from transforms.orders import parse
 
@@ -30,18 +31,6 @@ ORDERS = (
     "paradigm:482916,p1,o1,hydromorphone,SC,,,payer,cpt-9637x,,America/New_York,2026-01-01T00:00:00Z,\n"
 )
 SAID = ("source", "reason", "target", "alarm_class", "rate_ml_h", "volume_ml", "programmed_ml", "duration_s", "proves")
-
-
-def head(capture: Capture) -> CaptureHead:
-    return CaptureHead(
-        sha256=capture.sha256,
-        data_sha256="",
-        size=len(capture.data),
-        family=capture.family,
-        pump_id=capture.pump_id,
-        model=capture.model,
-        part=capture.part,
-    )
 
 
 def download(stick: Stick, moment: datetime, known: Sequence[Capture] = ()) -> tuple[list[Capture], Summary]:
@@ -59,10 +48,9 @@ def download(stick: Stick, moment: datetime, known: Sequence[Capture] = ()) -> t
 
 
 def read(captures: Sequence[Capture]) -> Log:
-    decoded = [adapter.decode(capture) for capture in captures]
-    tables = [pa.concat_tables([getattr(one, name) for one in decoded]) for name in ("records", "faults", "anchors")]
-    assert tables[1].num_rows == 0
-    return adapter.assemble("paradigm:482916", *tables)
+    found = joined(adapter.decode(capture) for capture in captures)
+    assert found.faults.num_rows == 0
+    return adapter.assemble("paradigm:482916", *found)
 
 
 def infusing_s(log: Log) -> float:

@@ -7,11 +7,10 @@ import json
 import random
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 
 from devices import pcd as adapter
-from devices.contract import ANCHORS, FAULTS, RECORDS, AlarmClass, Kind, Source
+from devices.contract import AlarmClass, Kind, Source, joined
 from ingest import hub, night
 from ingest.hub import decode_cap
 from ingest.store import Store
@@ -28,9 +27,7 @@ KINDS = ("sc_continuous", "pca", "demand_only", "insulin_like")
 
 
 def read(captures):
-    each = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return tuple(pa.concat_tables([schema.empty_table(), *(getattr(d, name) for d in each)]) for schema, name in parts)
+    return joined(adapter.decode(one) for one in captures)
 
 
 def log_of(pump, captures=None):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 
-import pyarrow as pa
 import pytest
 
 from devices import tandem as adapter
-from devices.contract import ANCHORS, FAULTS, RECORDS, AlarmClass, Kind, Source, Target
+from devices.contract import AlarmClass, Kind, Source, Target, joined
 from devices.errors import InputError
 from simulators import family, tandem
 from simulators.link import Faults, PublishingDevice, still
 from simulators.therapy import Pen, therapy
-from tests.kit import billed, orders
+from tests.kit import billed, infused_s, orders
 from transforms.sessions import FactPolicy
 
 START = datetime(2026, 3, 2, 5, tzinfo=UTC)
@@ -22,9 +21,7 @@ KINDS = ("insulin_like", "sc_continuous", "pca", "demand_only")
 
 
 def read(captures):
-    each = [adapter.decode(one) for one in captures]
-    parts = ((RECORDS, "records"), (FAULTS, "faults"), (ANCHORS, "anchors"))
-    return tuple(pa.concat_tables([schema.empty_table(), *(getattr(d, name) for d in each)]) for schema, name in parts)
+    return joined(adapter.decode(one) for one in captures)
 
 
 def log_of(captures):
@@ -34,10 +31,6 @@ def log_of(captures):
 def facts(captures):
     known = orders(pump_id=captures[0].pump_id, tz="America/New_York", start="2020-01-01T00:00:00Z")
     return billed([log_of(captures)], known, FactPolicy())
-
-
-def infused_s(given):
-    return sum((one["to_ms"] - one["from_ms"]) / 1000 for one in given.rows("intervals") if one["class"] == "infusing")
 
 
 def told(rows):
