@@ -317,6 +317,9 @@ def _begins(separator: str) -> Any:
 def _messages(data: bytes) -> Iterator[tuple[int, bytes, str]]:
     """(offset, bytes, what is wrong: a key of `_WRONG`, or "") of each message of a capture, and of what stands between them."""
     starts = sorted(_starts(data))
+    if not starts and data.strip(_BETWEEN) and not _is_junk(data):
+        yield 0, data.strip(_BLANK), "header"  # an envelope without a message in it: nothing is passed over in silence
+        return
     for start, end in zip([0, *starts], [*starts, len(data)], strict=True):
         block, _, behind = data[start:end].partition(_FS)
         message = block.lstrip(_BETWEEN)

@@ -6,7 +6,7 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from devices import pcd
@@ -877,6 +877,7 @@ WHOLE = [*therapy(), event("MDC_EVT_PUMP_PROG_CLEARED", 5, more=[obx("157989", "
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.binary(max_size=400), st.binary(max_size=60).map(lambda b: b"MSH|^~\\&|" + b)))
+@example(b"BHS")
 def test_random_bytes_never_raise_and_are_records_or_faults(data):
     for pump in (PUMP, "pcd:unknown"):
         found = pcd.decode(capture(data, pump=pump))
