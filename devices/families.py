@@ -1,4 +1,4 @@
-"""The families there are: every module of this package that has a SHEET and every entry point of group `pumpledger.families`."""
+"""The families there are: every module or package of this package that has a SHEET and every entry point of group `pumpledger.families`."""
 
 from __future__ import annotations
 

@@ -95,9 +95,9 @@ def code_version() -> str:
     """Hash of what derives: the code of devices and transforms, and the time zone data."""
     hashed = hashlib.sha256(importlib.metadata.version("tzdata").encode())
     for package in ("devices", "transforms"):
-        for file in sorted(resources.files(package).iterdir(), key=lambda f: f.name):
-            if file.name.endswith(".py"):
-                hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+        folder = Path(str(resources.files(package)))
+        for file in sorted(folder.rglob("*.py")):
+            hashed.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()
 
 
