@@ -15,7 +15,7 @@ from datetime import timedelta
 
 import msgspec
 
-from devices.contract import Capture
+from devices.contract import Capture, Decoded, joined
 from tests import conformance as kit
 
 _BEST_OF = 5
@@ -58,19 +58,28 @@ def best_s(work: Callable[[], object]) -> float:
     return min(found)
 
 
+def decoded(family: str, captures: Sequence[Capture]) -> Decoded:
+    """As the night decodes them: all together where the family can."""
+    adapter = kit.ADAPTERS[family]
+    together: Callable[[Sequence[Capture]], Decoded] | None = getattr(adapter, "decode_all", None)
+    return together(captures) if together else joined(adapter.decode(one) for one in captures)
+
+
 def measured(family: str, days: int) -> dict[str, str | int | float]:
-    """One row: records, records a second, and how many times as long as the plain reader it takes."""
-    decode = kit.ADAPTERS[family].decode
+    """One row: records, how many are decoded and assembled a second, and how many times as long as the plain reader decoding takes."""
     captures = captures_of(family, days)
-    records = sum(decode(one).records.num_rows for one in captures)
+    told = decoded(family, captures)
+    records = told.records.num_rows
     reader, read = plain(captures, records)
-    ours_s, plain_s = best_s(lambda: [decode(one) for one in captures]), best_s(read)
+    ours_s, plain_s = best_s(lambda: decoded(family, captures)), best_s(read)
+    assembled_s = best_s(lambda: kit.ADAPTERS[family].assemble(captures[0].pump_id, *told))
     return {
         "family": family,
         "records": records,
         "captures": len(captures),
         "bytes": sum(len(one.data) for one in captures),
         "records_per_s": round(records / ours_s),
+        "assembled_per_s": round(records / assembled_s),
         "against": reader,
         "ratio": round(ours_s / plain_s, 1),
     }

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from devices.errors import InputError, masked
+
 if TYPE_CHECKING:
-    from devices.dialogue import Dialogue
+    from devices.dialogue import Dialogue, Identification
 
 
 class Kind(StrEnum):
@@ -207,6 +209,20 @@ ANCHORS = pa.schema(
 )
 """Clock anchors: `after` is the record key behind which the clock was read (none: the family's `assemble` knows the place)."""
 
+CHECKS = pa.schema(
+    [
+        pa.field("pump_id", pa.string(), nullable=False),
+        pa.field("date", pa.date32(), nullable=False),
+        pa.field("what", pa.string(), nullable=False),
+        pa.field("told", pa.float64(), nullable=False),
+        pa.field("summed", pa.float64(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("event_id", pa.string(), nullable=False),
+    ]
+)
+"""What a pump itself says that it gave on a day of its clock (`told`, by the event of this id), beside what the records of that day
+add up to (`summed`); `what` names the part, such as bolus or basal. They should be equal but for rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
@@ -312,7 +328,10 @@ class Sheet:
 
 
 class Adapter(Protocol):
-    """What the module of a family provides. `download` and `hello` only where the pump is asked."""
+    """What the module of a family provides. `download` and `hello` only where the pump is asked, `split` where captures can be large.
+
+    `decode_all` where many small captures are quicker read together, `cross_check` where the log tells totals of its own.
+    """
 
     SHEET: Sheet
 
@@ -327,11 +346,30 @@ class Adapter(Protocol):
     def decode(self, capture: Capture) -> Decoded:
         """Records, faults and anchors of one capture alone. Total: never raises on bytes."""
 
+    def decode_all(self, captures: Sequence[Capture]) -> Decoded:
+        """Optional: what `decode` gives of each of these captures, joined in their order. Total as `decode` is."""
+
     def assemble(self, pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Table) -> Log:
         """The events of one pump from all that was decoded, in any order and however often repeated."""
 
+    def cross_check(self, events: pa.Table) -> pa.Table:
+        """Optional: CHECKS of the EVENTS that `assemble` gave: only of days that the log covers whole. Total: never raises on events."""
+
     def download(self, pump_id: str, known: Iterable[CaptureHead], *, model: str | None = None) -> Dialogue:
-        """The reading dialogue that fetches what is not known yet; `model` where the pump does not tell it."""
+        """The reading dialogue that fetches what is not known yet; `model` where the pump does not tell it.
+
+        Where the pump tells which one it is, and that is not `pump_id`, the dialogue raises PumpError with code `other_pump`.
+        """
+
+    def identify(self) -> Identification:
+        """Optional, where a pump can tell its serial number: the dialogue that asks which one it is, as `family:serial`."""
+
+    def split(self, capture: Capture, size: int) -> list[Capture]:
+        """Optional: the capture as captures of at most `size` bytes each, cut at its records, pages or messages alone.
+
+        Together they decode and assemble to what it does; each has its pump, model and part, and the anchor where that belongs. One
+        that fits is given as itself. Raises InputError where a record alone is larger, or a cut would change what is read.
+        """
 
 
 def event_id(pump_id: str, record_key: str) -> str:
@@ -370,10 +408,46 @@ def fault_id(pump_id: str, code: str, place: str, raw: bytes) -> str:
 
 def joined(decoded: Iterable[Decoded]) -> Decoded:
     """What several captures gave, in their order, as `assemble` takes it; of none, empty tables."""
-    nothing = Decoded(*(schema.empty_table() for schema in (RECORDS, FAULTS, ANCHORS)))
-    return Decoded(*(pa.concat_tables(tables) for tables in zip(nothing, *decoded, strict=True)))
+    return Decoded(*(pa.concat_tables(tables) for tables in zip(_NOTHING, *decoded, strict=True)))
+
+
+_NOTHING = Decoded(*(schema.empty_table() for schema in (RECORDS, FAULTS, ANCHORS)))
+
+
+def parted(capture: Capture, size: int, borders: Iterable[int], decode: Callable[[Capture], Decoded]) -> list[Capture]:
+    """For `Adapter.split`: the capture cut at as few of these borders (offsets in its bytes) as make parts of at most `size` bytes.
+
+    Raises InputError where a part between two borders is larger, or the parts would not be read as the whole is.
+    """
+    end = len(capture.data)
+    if end <= size:
+        return [capture]
+    cuts = sorted({border for border in borders if 0 < border < end} | {end})
+    parts: list[Capture] = []
+    start = 0
+    for here, following in zip(cuts, [*cuts[1:], None], strict=True):
+        if following is None or following - start > size:
+            parts.append(replace(capture, data=capture.data[start:here]))
+            start = here
+    largest = max(len(part.data) for part in parts)
+    if largest > size or _said(decode(capture)) != _said(joined(map(decode, parts))):
+        raise InputError(
+            f"A capture of {masked(capture.pump_id)} has {end} bytes and cannot be split into captures of {size}.",
+            why=f"A piece of {largest} bytes must stay whole." if largest > size else "What is damaged in it would be read in another way.",
+            do="Load the file on the hub's machine with `pumpledger load`.",
+            code="too_large",
+        )
+    return parts
+
+
+def _said(decoded: Decoded) -> list[Any]:
+    """What was decoded, wherever it stood in which capture, to be compared; one anchor may be told by several captures."""
+    records, faults, anchors = (one.drop_columns([name for name in ("capture", "offset") if name in one.column_names]) for one in decoded)
+    return [records, faults, {tuple(row.items()) for row in anchors.to_pylist()}]
 
 
 def table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a table of this schema; a field that a row lacks is null."""
+    if not rows:
+        return schema.empty_table()
     return pa.table({f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}, schema=schema)

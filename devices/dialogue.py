@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar, cast
 
 from devices.contract import Capture
 
@@ -67,12 +68,19 @@ class Summary:
 
 Step = Ask | Got | Note
 Dialogue = Generator[Step, Reply | None, Summary]
+Identification = Generator[Step, Reply | None, str]
+"""A dialogue that asks a pump which one it is: it returns `family:serial`, and yields no `Got`."""
+
+End = TypeVar("End")
 
 
 def run(
-    dialogue: Dialogue, exchange: Callable[[Ask], Reply], keep: Callable[[Capture], None], note: Callable[[str], None] = lambda _: None
-) -> Summary:
-    """Drives a dialogue to its end: `exchange` answers an Ask, `keep` takes a capture. Errors of either pass through."""
+    dialogue: Generator[Step, Reply | None, End],
+    exchange: Callable[[Ask], Reply],
+    keep: Callable[[Capture], None],
+    note: Callable[[str], None] = lambda _: None,
+) -> End:
+    """Drives a dialogue to its end and gives what it returns: `exchange` answers an Ask, `keep` takes a capture. Errors pass through."""
     answer: Reply | None = None
     try:
         while True:
@@ -86,6 +94,6 @@ def run(
                 case Note(text):
                     note(text)
     except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
+        return cast("End", stop.value)
     finally:
         dialogue.close()

@@ -49,6 +49,7 @@ from devices.contract import (
     dump_detail,
     event_id,
     fault_id,
+    parted,
     table,
 )
 
@@ -235,6 +236,7 @@ _SEGMENT = "|".join([*sorted(_BATCH | _PATIENT), _OTHERS, "Z[A-Z0-9]{2}"])
 """A line that begins with no segment of HL7 goes on with the one before: a wrapped OBX may go on with MDC|…."""
 _BLANK = b"\r\n\t \x0b\x1c"
 _BETWEEN = _BLANK + b"\xef\xbb\xbf"
+_INDENT = b" \t\xef\xbb\xbf"
 _SEPARATORS = "^~\\&"
 
 
@@ -347,7 +349,7 @@ def _starts(data: bytes) -> set[int]:
 
 def _before(data: bytes, at: int) -> bytes:
     """The byte before a place, blanks and a byte order mark aside; none at the start."""
-    return data[max(0, at - 8) : at].rstrip(b" \t\xef\xbb\xbf")[-1:]
+    return data[max(0, at - 8) : at].rstrip(_INDENT)[-1:]
 
 
 def _is_junk(data: bytes) -> bool:
@@ -715,18 +717,54 @@ def recognise(name: str, data: bytes) -> bool:
 def read_files(
     files: Sequence[tuple[str, bytes]], *, pump_id: str | None = None, model: str | None = None, anchor: Anchor | None = None
 ) -> list[Capture]:
-    """One capture a message; what names no pump is of `pump_id`, or unknown. `anchor` gives times that have no zone theirs."""
+    """One capture a message, every byte as it came; what names no pump is of `pump_id`, or unknown.
+
+    `anchor` gives times that have no zone theirs.
+    """
     zone = _zone(anchor)
     captures = []
     for _, data in files:
-        for _, raw, _ in _messages(data):
+        found = list(_messages(data))
+        begins = [0, *(_begin(data, offset) for offset, _, _ in found[1:])]
+        for (_, raw, _), begin, end in zip(found, begins, [*begins[1:], len(data)], strict=False):
             try:
                 device = _Message(raw, zone).device()
             except _UnreadableError:
                 device = None
             named = f"{FAMILY}:{device}" if device else pump_id or UNKNOWN_PUMP
-            captures.append(Capture(data=raw, family=FAMILY, pump_id=named, model=model, anchor=anchor))
+            captures.append(Capture(data=data[begin:end], family=FAMILY, pump_id=named, model=model, anchor=anchor))
     return captures
+
+
+def split(capture: Capture, size: int) -> list[Capture]:
+    """The capture as captures of whole messages, each of at most `size` bytes. What has no time of its own stays between its neighbours.
+
+    Raises InputError where a message is larger.
+    """
+    return parted(capture, size, _borders(capture) if len(capture.data) > size else (), decode)
+
+
+def _borders(capture: Capture) -> list[int]:
+    """Where messages begin before which a capture may be cut."""
+    told = decode(capture)
+    marks = [(offset, True, True) for offset in told.records["offset"].to_pylist()]
+    marks += [(fault["offset"], False, fault["seq"] is not None) for fault in told.faults.select(["offset", "seq"]).to_pylist()]
+    borders: list[int] = []
+    since: list[int] = []
+    bound = False
+    for offset, is_record, is_placed in sorted(marks):
+        since.append(offset)
+        bound |= not is_placed
+        if is_record:
+            borders += [] if bound else since
+            since, bound = [], False
+    return [_begin(capture.data, offset) for offset in [*borders, *([] if bound else since)]]
+
+
+def _begin(data: bytes, offset: int) -> int:
+    """Where a message that stands there begins with its frame."""
+    before = data[max(0, offset - 8) : offset].rstrip(_INDENT)
+    return max(0, offset - 8) + len(before) - 1 if before.endswith(_VT) else offset
 
 
 def _zone(anchor: Anchor | None) -> timezone | None:

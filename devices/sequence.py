@@ -24,9 +24,15 @@ def key_of(log_epoch: int, seq: int) -> str:
     return f"{log_epoch}:{seq}"
 
 
+def keys_of(log_epochs: pa.Array, seqs: pa.Array) -> pa.Array:
+    """The record keys of numbered records."""
+    return pc.binary_join_element_wise(log_epochs.cast(pa.string()), seqs.cast(pa.string()), ":")
+
+
 def assemble(pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Table) -> Log:
     """The log of one pump from RECORDS, FAULTS and ANCHORS of all its captures, whatever their order and repetition."""
-    rows, conflicts = _one_row_a_number(records, anchors)
+    event_of_record = _event_ids(pump_id, records.column("record_key"))
+    rows, conflicts = _one_row_a_number(records.append_column("event_id", event_of_record), anchors)
     epochs = rows.column("log_epoch").to_numpy()
     numbers = rows.column("seq").to_numpy()
     contiguous = _contiguous_epochs(records)
@@ -35,9 +41,15 @@ def assemble(pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Tabl
     return Log(
         events=events,
         anchors=_placed(events, anchors),
-        event_of_record=pa.array([event_id(pump_id, key) for key in records.column("record_key").to_pylist()], pa.string()),
+        event_of_record=event_of_record,
         gaps_visible=all(contiguous.values()),
     )
+
+
+def _event_ids(pump_id: str, record_keys: pa.ChunkedArray) -> pa.Array:
+    """The id of the event that each record is; a key that is there often is hashed once."""
+    keys = record_keys.combine_chunks().dictionary_encode()
+    return pa.array([event_id(pump_id, key) for key in keys.dictionary.to_pylist()], pa.string()).take(keys.indices)
 
 
 def _one_row_a_number(records: pa.Table, anchors: pa.Table) -> tuple[pa.Table, dict[int, list[str]]]:
@@ -151,13 +163,12 @@ def _merged(holes: Iterable[Hole]) -> list[Hole]:
 
 
 def _with_holes(pump_id: str, rows: pa.Table, conflicts: dict[int, list[str]], holes: list[Hole]) -> pa.Table:
-    keys = rows.column("record_key").to_pylist()
-    detail = rows.column("detail").to_pylist()
-    for row, others in conflicts.items():
-        detail[row] = detail[row][:-1] + ("," if detail[row] != "{}" else "") + f'"conflicts_with":{dump_detail({"_": others})[5:]}'
-    columns = {name: rows.column(name) for name in EVENTS.names if name in rows.column_names and name != "detail"}
-    columns["event_id"] = pa.array([event_id(pump_id, key) for key in keys], pa.string())
-    columns["detail"] = pa.array(detail, pa.string())
+    columns = {name: rows.column(name) for name in EVENTS.names if name in rows.column_names}
+    if conflicts:
+        detail = rows.column("detail").to_pylist()
+        for row, others in conflicts.items():
+            detail[row] = detail[row][:-1] + ("," if detail[row] != "{}" else "") + f'"conflicts_with":{dump_detail({"_": others})[5:]}'
+        columns["detail"] = pa.array(detail, pa.string())
     columns["conflict"] = pa.array([row in conflicts for row in range(rows.num_rows)], pa.bool_())
     events = pa.table({name: columns[name] for name in EVENTS.names}, schema=EVENTS)
     if not holes:

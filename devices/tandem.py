@@ -16,7 +16,7 @@ import base64
 import binascii
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from typing import Any
@@ -43,6 +43,7 @@ from devices.contract import (
     Source,
     Target,
     fault_id,
+    parted,
     table,
 )
 from devices.errors import InputError
@@ -281,19 +282,23 @@ _SAYS: Mapping[int, Callable[[Fields], Said]] = {
 class _Cut:
     """A capture cut into records, in its own order, and what lies between them.
 
-    `records` holds them one after another; by record where it stood, and whether a CRC proves it. `broken`: (number of records
-    before it, where it stood, bytes, code, message). `falling`: whether sequence numbers fall where no two records tell.
+    `records` holds them one after another; by record where it stood, the byte of its text or bytes at which a cut before it would be
+    (-1: within a message, none), and whether a CRC proves it. `broken`: (number of records before it, where it stood, bytes, code,
+    message). `falling`: whether sequence numbers fall where no two records tell. `lines`: whether where it stood is a line's number.
     """
 
     records: bytearray = field(default_factory=bytearray)
     offsets: list[int] = field(default_factory=list)
+    borders: list[int] = field(default_factory=list)
     proved: list[bool] = field(default_factory=list)
     broken: list[tuple[int, int, bytes, str, str]] = field(default_factory=list)
     falling: bool = False
+    lines: bool = False
 
-    def keep(self, records: bytes, offsets: Sequence[int], *, proved: bool) -> None:
+    def keep(self, records: bytes, offsets: Sequence[int], borders: Iterable[int], *, proved: bool) -> None:
         self.records += records
         self.offsets.extend(offsets)
+        self.borders.extend(borders)
         self.proved.extend(itertools.repeat(proved, len(offsets)))
 
     def fail(self, offset: int, raw: bytes, code: str, why: str) -> None:
@@ -310,7 +315,8 @@ def _cut(data: bytes) -> _Cut:
     return cut
 
 
-_PRINTABLE = bytes([*range(0x20, 0x7F), 0x09, 0x0A, 0x0D])
+_WHITE = b" \t\r\n"
+_PRINTABLE = bytes([*range(0x21, 0x7F), *_WHITE])
 
 
 def _is_text(data: bytes) -> bool:
@@ -328,6 +334,7 @@ def _cut_text(cut: _Cut, data: bytes) -> None:
         if joined is not None:
             _cut_bytes(cut, joined, None)
             return
+    cut.lines = True
     for number, line, found in read:
         if found is None:
             cut.fail(number, line, "line", "the line is neither hex nor base64")
@@ -395,16 +402,20 @@ def _cut_bytes(cut: _Cut, data: bytes, line: int | None) -> None:
     """Messages where there is one, else bare records. They stand at their byte, or in their line of a text."""
     done = 0
     for start, end in _messages(data):
-        _cut_between(cut, data, done, _packet_start(data, start, done), line)
+        packet = _packet_start(data, start, done)
+        _cut_between(cut, data, done, packet, line)
         first = start + _HEAD
         records = data[first : end - _CRC]
-        cut.keep(records, [first + i if line is None else line for i in range(0, len(records), _SIZE)], proved=True)
+        count = len(records) // _SIZE
+        stood = range(first, end - _CRC, _SIZE) if line is None else [line] * count
+        cut.keep(records, stood, [packet, *itertools.repeat(-1, count - 1)][:count], proved=True)
         cut.falling, done = True, end
     if done or _looks_like_a_message(data):
         _cut_between(cut, data, done, len(data), line)
         return
     size = len(data) - len(data) % _SIZE
-    cut.keep(data[:size], range(0, size, _SIZE) if line is None else [line] * (size // _SIZE), proved=False)
+    stood = range(0, size, _SIZE)
+    cut.keep(data[:size], stood if line is None else [line] * len(stood), stood, proved=False)
     if size < len(data):
         cut.fail(size if line is None else line, data[size:], "truncated", f"{len(data) - size} bytes are no whole record")
 
@@ -455,6 +466,47 @@ def read_files(
     if pump_id is None:
         raise InputError("Tandem records do not say which pump they are of.", do=f"Name it: --pump {FAMILY}:SERIAL.", code="no_pump")
     return [Capture(data=data, family=FAMILY, pump_id=pump_id, model=model, anchor=anchor) for _, data in files]
+
+
+def split(capture: Capture, size: int) -> list[Capture]:
+    """The capture as captures of whole records or messages, each of at most `size` bytes, in the form in which they came.
+
+    The anchor of each names the record behind which the clock was read; it says too which reading of a record is the later one.
+    Raises InputError where one message is larger, or damaged records would not be read as before.
+    """
+    if len(capture.data) <= size:
+        return [capture]
+    if capture.anchor is not None:
+        after = next(iter(decode(capture).anchors["after"].to_pylist()), None)
+        capture = replace(capture, anchor=replace(capture.anchor, after=after))
+    return parted(capture, size, _borders(capture.data), decode)
+
+
+def _borders(data: bytes) -> list[int]:
+    """Where in these bytes records or messages begin before which they may be cut: those between two that can be read."""
+    cut = _cut(data)
+    _, good, _, _ = _read(cut)
+    good[1:] &= good[:-1].copy()
+    good[[number for number, *_ in cut.broken if number < len(good)]] = False
+    may = [(cut.offsets[row], cut.borders[row]) for row in np.flatnonzero(good).tolist() if cut.borders[row] >= 0]
+    if not _is_text(data):
+        return [border for _, border in may]
+    texts = [(0, data)]
+    if cut.lines:
+        lines = data.split(b"\n")
+        starts = itertools.accumulate((len(line) + 1 for line in lines), initial=0)
+        texts = list(zip(starts, lines, strict=False))
+    read = {number: _place_in_text(text, start) for number, (start, text) in enumerate(texts, 1) if text.strip()}
+    found = [read[stood if cut.lines else 1](border) for stood, border in may]
+    return [place for place in found if place is not None]
+
+
+def _place_in_text(text: bytes, start: int) -> Callable[[int], int | None]:
+    """Where the characters of a byte begin in a text, which itself begins at `start`; None for a byte that shares one with another."""
+    characters = np.flatnonzero(~np.isin(np.frombuffer(text, np.uint8), list(_WHITE))).tolist()
+    is_hex = len(characters) == 2 * len(_from_text(b"".join(text.split())) or b"")
+    size, of = (2, 1) if is_hex else (4, 3)
+    return lambda byte: None if byte % of else start + characters[byte // of * size]
 
 
 # --- decode --------------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import simulators
 from devices import dialogue
 from devices.contract import (
     ANCHORS,
+    CHECKS,
     EVENTS,
     FAULTS,
     HOLES,
@@ -651,6 +652,24 @@ def decode_totally(adapter: Adapter, capture: Capture) -> tuple[Decoded, list[st
     return one, found
 
 
+def together_differences(adapter: Adapter, captures: Sequence[Capture]) -> list[str]:
+    """What captures give otherwise when they are decoded together than when each is decoded alone."""
+    together, each = adapter.decode_all(captures), decoded(adapter, captures)
+    return [f"other {name}" for name in Decoded._fields if not getattr(together, name).equals(getattr(each, name))]
+
+
+def check_differences(adapter: Adapter, log: Log) -> list[str]:
+    """What is wrong with the checks of a log, if its family has any: schema, nulls, pump, and the event that each is by."""
+    if not hasattr(adapter, "cross_check"):
+        return []
+    checks = adapter.cross_check(log.events)
+    if not checks.schema.equals(CHECKS):
+        return ["checks have another schema"]
+    found = [f"checks.{f.name} is null" for f in CHECKS if checks.column(f.name).null_count]
+    pump_of = dict(zip(*(log.events.column(name).to_pylist() for name in ("event_id", "pump_id")), strict=True))
+    return found + [f"the check {row} is by no event" for row in checks.to_pylist() if pump_of.get(row["event_id"]) != row["pump_id"]]
+
+
 def read_totally(adapter: Adapter, captures: Sequence[Capture], known: Orders) -> list[str]:
     """What is wrong with how these captures are read, down to the facts: nothing may raise."""
     found: list[str] = []
@@ -669,6 +688,7 @@ def read_totally(adapter: Adapter, captures: Sequence[Capture], known: Orders) -
     log.events.validate(full=True)
     found += [f"events.{f.name} is null" for f in EVENTS if not f.nullable and log.events.column(f.name).null_count]
     found += accounting_differences(captures, records, faults, log)
+    found += check_differences(adapter, log)
     facts = derived(log, known)
     for row in facts.sessions.to_pylist():
         if sum(row[f"{kind}_s"] for kind in ("infusing", "unknown", "kvo", "alarm", "paused")) != row["span_s"]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,10 +24,12 @@ from simulators.rig import Rig
 from simulators.therapy import Script, therapy
 from tests import conformance as kit
 from tests.conformance import ADAPTERS, ASKED, FAMILIES, Played
+from transforms import totals
 
 of_every_family = pytest.mark.parametrize("family", FAMILIES)
 of_every_asked_family = pytest.mark.parametrize("family", ASKED)
-STRIDE_ABOVE = 4000
+QUARTERS = range(4)
+"""A download that is cut at each of its bytes is cut in four tests, so that several processes share them."""
 SILENT_S = 300.0
 """So long may a dialogue wait, all its deadlines together, before it gives up a line that is dead."""
 
@@ -137,6 +140,37 @@ def test_files_of_a_pump_are_known_to_be_its_own_and_give_the_log_that_its_wire_
     assert log_of(played, captures).events.equals(log_of(played).events)
 
 
+# --- decoding together, the pump's own totals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if hasattr(ADAPTERS[name], "decode_all")])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32))
+def test_captures_that_are_decoded_together_give_what_each_gives_alone(family, seed):
+    played = several(family)
+    chance = random.Random(seed)
+    some = kit.wounded(played.captures, chance) + chance.sample(played.captures, chance.randint(0, len(played.captures)))
+    chance.shuffle(some)
+    assert kit.together_differences(played.adapter, some) == []
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if hasattr(ADAPTERS[name], "cross_check")])
+def test_what_a_pump_says_that_it_gave_is_what_its_records_add_up_to_until_one_is_missing(family):
+    compared = found = 0
+    for _, script in kit.scripts():
+        if kit.can_perform(family, script):
+            log = log_of(kit.play(family, script))
+            checks = ADAPTERS[family].cross_check(log.events)
+            assert totals.disagreements(checks) == []
+            boluses = [nth for nth, row in enumerate(log.events.to_pylist()) if row["kind"] == "bolus_delivered" and (row["dose"] or 0) > 1]
+            for nth in boluses[:: len(boluses) // 8 + 1]:
+                left = pa.concat_tables([log.events[:nth], log.events[nth + 1 :]])
+                found += len(totals.disagreements(ADAPTERS[family].cross_check(left)))
+            compared += checks.num_rows
+    assert compared > 10
+    assert found > 5
+
+
 # --- order, repetition, split -----------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +212,8 @@ def test_any_split_gives_the_same_events(family, data):
 
 
 @of_every_asked_family
-def test_a_download_that_is_cut_at_any_byte_goes_on_with_nothing_lost_or_doubled(family, record_property):
+@pytest.mark.parametrize("quarter", QUARTERS)
+def test_a_download_that_is_cut_at_any_byte_goes_on_with_nothing_lost_or_doubled(family, quarter, record_property):
     script = chosen(family, 2)
     adapter = ADAPTERS[family]
 
@@ -193,10 +228,10 @@ def test_a_download_that_is_cut_at_any_byte_goes_on_with_nothing_lost_or_doubled
     assert isinstance(end, Summary)
     assert end.complete
     whole = kit.log_of(adapter, pump, captures).events
-    stride = -(-wire.heard // STRIDE_ABOVE)
-    record_property("cuts", f"{-(-wire.heard // stride)} of {wire.heard} bytes, stride {stride}")
+    cuts = range(wire.heard * quarter // len(QUARTERS), wire.heard * (quarter + 1) // len(QUARTERS))
+    record_property("cuts", f"before each of the bytes {cuts.start} to {cuts.stop - 1} of {wire.heard}")
     seen: set[tuple[int, tuple[str, ...]]] = set()
-    for cut in range(0, wire.heard, stride):
+    for cut in cuts:
         line = kit.Replay(wire.answers, kit.Clock(script.end), cut)
         got, end = kit.ask_all(adapter, pump, line.exchange)
         assert line.silent_s <= SILENT_S, cut

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -19,6 +20,8 @@ from devices.contract import Anchor, Capture, joined, views
 from devices.dialogue import Ask, Got, Reply, run
 from devices.errors import InputError, LinkError, PumpError
 from devices.families import families
+from devices.ids.link import REPORT, racp_request
+from devices.ids.values import crc16
 from tests.kit import head
 from transforms.clock import ClockPolicy, place
 
@@ -185,7 +188,7 @@ def example(name, fixtures):
 
 def test_the_crc_of_the_standard_s_sample_is_the_standard_s(fixtures):
     sample = json.loads((fixtures / "ids/ids_spec_appendix_d.json").read_text())["e2e_crc_sample"]
-    crc = ids.crc16(bytes.fromhex(sample["data_hex"]))
+    crc = crc16(bytes.fromhex(sample["data_hex"]))
     assert crc.to_bytes(2, "little").hex() == sample["crc_bytes_in_transmission_order_hex"]
 
 
@@ -352,12 +355,12 @@ def test_a_log_without_a_reference_time_is_one_hole_until_there_is_one(captured)
 
 def test_its_requests_are_ours_and_what_other_services_say_is_no_answer(captured):
     racp = [row["hex"] for row in map(json.loads, captured.splitlines()) if row["uuid"].startswith("00002a52")]
-    assert ids.racp_request(ids.REPORT, 0x69).hex() == "33690f"
-    assert {"33690f", ids.racp_request(ids.REPORT, 0x5A, 52024, 52024).hex(), ids.racp_request(ids.REPORT, 0x5A, 52025, 52025).hex()} == {
+    assert racp_request(REPORT, 0x69).hex() == "33690f"
+    assert {"33690f", racp_request(REPORT, 0x5A, 52024, 52024).hex(), racp_request(REPORT, 0x5A, 52025, 52025).hex()} == {
         request for request in racp if request.startswith("33")
     }
     pump = Transcript({"5a330f": ["660f00000000"], "33690f": ["0f0f33f0"]}, noise=[one for one in racp if one.startswith("06")])
-    ask = pump.asks(ids.racp_request(ids.REPORT, 0x69))
+    ask = pump.asks(racp_request(REPORT, 0x69))
     assert ask.missing(b"< 06000101\n") > 0
     assert ask.missing(b"< 0101\n") > 0
     assert ask.missing(b"< 06000101\n< 0f0f33f0\n") == 0
@@ -720,7 +723,7 @@ def test_a_record_fits_its_layout_to_the_byte():
 
 
 def sealed(value):
-    return value + ids.crc16(value).to_bytes(2, "little")
+    return value + crc16(value).to_bytes(2, "little")
 
 
 def test_with_e2e_every_record_ends_with_its_crc_and_a_broken_one_is_a_fault_between_its_neighbours():
@@ -936,7 +939,7 @@ def h(value):
 
 
 def span(low, high):
-    return ids.racp_request(ids.REPORT, 0x5A, low, high).hex()
+    return racp_request(REPORT, 0x5A, low, high).hex()
 
 
 HISTORY = {seq: rate(seq, 1.0, at=seq % 3600) for seq in range(1, 101)}
@@ -1104,13 +1107,91 @@ def test_with_e2e_requests_carry_a_counter_and_a_crc_and_a_response_must_too():
         plain.read(model="sfloat+crc")
 
 
+def test_e2e_is_found_by_the_form_of_the_answer_whatever_was_thought_before():
+    def wrapped(body, counter):
+        return sealed(bytes.fromhex(body) + bytes((counter,))).hex()
+
+    only, success = h(sealed(HISTORY[100])), wrapped("0f0f33f0", 9)
+    special = {wrapped("5a330f", 0): [wrapped("660f01000000", 0)], wrapped("33690f", 1): [only, success]}
+    with_crc = Transcript(special | {wrapped("33660f", 2): [only, success]})
+    summary = with_crc.read()
+    assert with_crc.asked == ["5a330f", wrapped("5a330f", 0), wrapped("33690f", 1), "? 2a2b", wrapped("33660f", 2)]
+    assert (summary.complete, summary.model, with_crc.kept[0].model) == (True, "standard+crc", "standard+crc")
+    plain = Transcript(answers(first=100) | {wrapped("5a330f", 0): ["0f0f5a05"]})
+    summary = plain.read(model="acme+crc")
+    assert plain.asked == [wrapped("5a330f", 0), "5a330f", "33690f", "? 2a2b", "33660f"]
+    assert (summary.complete, summary.model, plain.kept[0].model) == (True, "acme", "acme")
+
+
+def test_an_answer_whose_crc_does_not_hold_tells_nothing():
+    broken = bytearray(sealed(bytes.fromhex("660f0100000000")))
+    broken[-1] ^= 1
+    with pytest.raises(LinkError):
+        Transcript({"5a330f": [broken.hex()]}).read()
+
+
+def wide_rate(seq):
+    return rec(seq, 0x0099, b"\x00" + fl(0) + fl(1.0), seq)
+
+
+def told_by(*values, model=None, known=()):
+    """A download of these records, the newest of which is the last."""
+    first, last = (int.from_bytes(value[2:6], "little") for value in (values[0], values[-1]))
+    done = ["0f0f33f0"]
+    ends = {"5a330f": [f"660f{last - first + 1:02x}000000"], "33690f": [h(values[-1]), *done], "33660f": [h(values[0]), *done]}
+    pump = Transcript(ends | {span(first, last - 1): [*map(h, values[:-1]), *done]})
+    return pump, lambda: pump.read(known, model=model)
+
+
+@pytest.mark.parametrize("model", [None, "standard", "acme"])
+def test_wide_amounts_that_no_model_names_end_a_download_before_they_are_kept_and_say_what_to_write(model):
+    pump, read = told_by(ref(1), rec(2, 0xF00A, b"\x02"), wide_rate(3), rec(4, 0xF00B, b"\x02"), model=model)
+    with pytest.raises(InputError, match=r'Write `model = "780g"` in the \[\[dock\]\] of its port in pumpledger.toml') as raised:
+        read()
+    assert (raised.value.code, bool(raised.value.why)) == ("which_model", True)
+    assert model is not None or pump.kept == []
+    again, read = told_by(ref(1), rec(2, 0xF00A, b"\x02"), wide_rate(3), rec(4, 0xF00B, b"\x02"), model="780g")
+    assert read().complete
+    assert joined(ids.decode(one) for one in again.kept).faults.num_rows == 0
+
+
+def test_narrow_amounts_of_what_is_named_a_780g_end_a_download_too():
+    _, read = told_by(ref(1), rate(2, 1.0), model="780g")
+    with pytest.raises(InputError, match='Write `model = "standard"` in') as raised:
+        read()
+    assert raised.value.code == "which_model"
+
+
+def test_a_maker_s_own_records_are_kept_when_the_amounts_of_others_have_told_the_profile():
+    pump, read = told_by(ref(1), rec(2, 0xF00A, b"\x02"), rate(3, 1.0), rec(4, 0xF00B, b"\x02"))
+    assert read().model == "standard"
+    assert [(one.part, one.model) for one in pump.kept] == [("4-4", "standard"), ("1-3", "standard")]
+    later, read = told_by(rec(5, 0xF00A, b"\x02"), rec(6, 0xF00A, b"\x02"), known=map(head, pump.kept))
+    assert read().model == "standard"
+    assert [one.part for one in later.kept] == ["6-6", "5-5"]
+
+
+def test_a_maker_s_own_records_alone_are_not_read_by_guess():
+    pump, read = told_by(ref(1), therapy(2, STOP, RUN), rec(3, 0xF00A, b"\x02"))
+    with pytest.raises(InputError, match='`model = "780g"` for a Medtronic 780G, `model = "standard"` for any other') as raised:
+        read()
+    assert raised.value.code == "which_model"
+    assert [one.part for one in pump.kept] == ["1-2"]
+
+
+def test_what_every_profile_reads_alike_is_kept_without_one():
+    pump, read = told_by(ref(1), therapy(2, STOP, RUN), therapy(3, RUN, STOP))
+    assert read().model is None
+    assert [one.model for one in pump.kept] == [None, None]
+
+
 @given(st.integers(0, 255), st.integers(0, 255), st.lists(st.integers(0, 2**32 - 1), max_size=2))
 def test_there_is_no_way_to_ask_for_anything_but_reading(opcode, operator, numbers):
     if opcode in (0x33, 0x5A, 0x55):
-        assert ids.racp_request(opcode, operator, *numbers)[0] == opcode
+        assert racp_request(opcode, operator, *numbers)[0] == opcode
     else:
         with pytest.raises(InputError):
-            ids.racp_request(opcode, operator, *numbers)
+            racp_request(opcode, operator, *numbers)
 
 
 def test_the_hello_asks_how_many_records_there_are_and_knows_the_answer():
@@ -1204,6 +1285,52 @@ def test_any_split_order_and_repetition_of_the_records_gives_the_same_log(values
     assert sum(len(part) for part in mixed) == len(again.event_of_record)
     ids_there = set(again.events.column("event_id").to_pylist())
     assert set(again.event_of_record.to_pylist()) <= ids_there
+
+
+def same(one, two):
+    assert one.events.equals(two.events)
+    assert one.anchors == two.anchors
+    assert (one.gaps_visible, set(one.event_of_record.to_pylist())) == (two.gaps_visible, set(two.event_of_record.to_pylist()))
+
+
+def check_parts(whole, parts, size):
+    assert b"".join(one.data for one in parts) == whole.data
+    assert all(len(one.data) <= size and (one.model, one.pump_id) == (whole.model, PUMP) for one in parts)
+    assert (parts == [whole]) == (len(whole.data) <= size)
+
+
+@settings(max_examples=80, deadline=None)
+@given(logs(), st.integers(40, 900), st.booleans(), st.booleans(), st.data())
+def test_the_parts_of_a_split_capture_give_the_log_of_the_whole(values, size, ranged, mixed, data):
+    values = data.draw(st.permutations(values)) if mixed else values
+    lines = [text(value) for value in values]
+    numbers = [int.from_bytes(value[2:6], "little") for value in values]
+    for strange in data.draw(
+        st.lists(st.sampled_from([b"> 335a0f\n", b"\n", b"H 12\n", b"nothing\n", text(rec(2**32 - 1, 0x03A6))]), max_size=4)
+    ):
+        lines.insert(data.draw(st.integers(0, len(lines))), strange)
+    anchor = data.draw(st.sampled_from([None, Anchor(pump_clock=NOON, utc=NOON.replace(tzinfo=UTC), round_trip_ms=9)]))
+    named = f"{min(numbers)}-{max(numbers)}" if ranged else None
+    whole = Capture(data=b"".join(lines), family="ids", pump_id=PUMP, model="780g", part=named, anchor=anchor)
+    with suppress(InputError):
+        parts = ids.split(whole, size)
+        check_parts(whole, parts, size)
+        same(assembled(*data.draw(st.permutations(parts))), assembled(whole))
+        if ranged:
+            asked, read = told_by(rate(min(numbers), 1.0), rate(max(numbers), 1.0), known=map(head, parts), model="acme")
+            assert read().complete
+            assert len(asked.asked) == 4
+
+
+def test_a_long_file_is_split_at_its_lines_and_a_line_is_never_cut():
+    values = [ref(1), *(rate(seq, 1.0, at=seq) for seq in range(2, 400))]
+    parts = ids.split(capture(*values), 1000)
+    assert all(900 < len(one.data) <= 1000 and one.data.endswith(b"\n") for one in parts[:-1])
+    same(assembled(*parts), assembled(capture(*values)))
+    assert ids.split(capture(*values), 10**6) == [capture(*values)]
+    with pytest.raises(InputError) as raised:
+        ids.split(capture(*values), 20)
+    assert raised.value.code == "too_large"
 
 
 @settings(max_examples=60, deadline=None)

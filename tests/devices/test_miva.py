@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -484,6 +485,43 @@ def test_any_split_order_and_repetition_of_captures_gives_the_same_log(data):
     assert found.events.equals(log(capture(RECORDED)).events)
 
 
+@settings(max_examples=80, deadline=None)
+@given(size=st.integers(16, 3000), first=st.integers(-50, 50_000), data=st.data())
+def test_the_parts_of_a_split_capture_give_the_log_of_the_whole(size, first, data):
+    records = list(RECORDED)
+    for gone in data.draw(st.sets(st.integers(0, len(records) - 1), max_size=4)):
+        records[gone] = data.draw(st.sampled_from([FF, begin(), end(), rec(0x30, at=7)]))
+    after = data.draw(st.sampled_from([None, f"0:{first + 9}"]))
+    anchor = Anchor(pump_clock=NOON, utc=UTC_NOON, round_trip_ms=9, after=after)
+    whole = capture(records, first=first, anchor=data.draw(st.sampled_from([None, anchor])))
+    parts = miva.split(whole, size)
+    assert (parts == [whole]) == (len(whole.data) <= size)
+    assert all(len(one.data) <= size and (one.model, one.pump_id) == (whole.model, PUMP) for one in parts)
+    assert b"".join(one.data for one in parts) == whole.data
+    one, two = log(*data.draw(st.permutations(parts))), log(whole)
+    assert one.events.equals(two.events)
+    assert one.anchors == two.anchors
+    assert set(one.event_of_record.to_pylist()) == set(two.event_of_record.to_pylist())
+
+
+def test_a_download_goes_on_from_the_parts_of_a_split_capture():
+    pump, _ = pca(checksum_family="xor")
+    (whole,) = miva.read_files([("dump.bin", transcript(pump, 0, len(pump.records) - 1))])
+    host = Host(pump)
+    host.kept = miva.split(whole, 640)
+    assert len(host.kept) == 3
+    assert host.sync().new_parts == 0
+
+
+def test_what_cannot_be_cut_at_its_records_is_not_split():
+    whole = capture(RECORDED)
+    for bad, size in ((whole, 15), (replace(whole, part=None), 64), (replace(whole, part=part(0, 3)), 64)):
+        with pytest.raises(InputError) as raised:
+            miva.split(bad, size)
+        assert raised.value.code == "too_large"
+    assert miva.split(replace(whole, part=None), len(whole.data)) == [replace(whole, part=None)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_random_and_mutated_bytes_never_raise_and_are_read_or_quarantined(data):
@@ -818,6 +856,21 @@ def test_a_pump_that_falls_silent_ends_the_download_soon_and_what_came_is_kept()
         silent.sync()
     assert sum(ask.timeout_s for ask in silent.asks) <= 3
     assert all(ask.timeout_s <= 1 for ask in host.asks)
+
+
+@pytest.mark.parametrize("family", ["sum", "xor"])
+def test_a_pump_tells_which_one_it_is(family):
+    host = Host(pca(checksum_family=family)[0])
+    assert run(miva.identify(), host.exchange, host.kept.append) == PUMP
+    assert (host.kept, {command[:2] for command in host.pump.asked}) == ([], {b"RE", b"RN"})
+
+
+def test_a_pump_that_does_not_answer_is_not_identified():
+    pump, _ = pca()
+    pump._answer = lambda _: b""
+    with pytest.raises(LinkError) as raised:
+        run(miva.identify(), Host(pump).exchange, [].append)
+    assert raised.value.code == "no_answer"
 
 
 def test_another_pump_is_refused_without_its_serial_number_in_the_words():

@@ -20,9 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import dialogue, paradigm
-from devices.contract import Anchor, Capture, Decoded, Event, Kind, Log, Target, joined, views
+from devices.contract import CHECKS, Anchor, Capture, Decoded, Event, Kind, Log, Target, joined, views
 from devices.dialogue import Ask, Reply, Summary
 from devices.errors import InputError, LinkError, PumpError, PumpledgerError
+from devices.paradigm.files import TranscriptLink
+from devices.paradigm.link import crc8, request
 from simulators import paradigm as simulated
 from simulators.link import Faults, UnpluggedError
 from simulators.therapy import Pen, therapy
@@ -112,6 +114,12 @@ def one(record: bytes, model: str = SMALL) -> Event:
 
 def kinds(found: Iterable[Event]) -> list[str]:
     return [event.kind for event in found]
+
+
+def checks_of(given_captures: Iterable[Capture]) -> list[Event]:
+    found = paradigm.cross_check(read(given_captures).events)
+    assert found.schema == CHECKS
+    return views(found)
 
 
 HOLES = ("data_gap", "data_corruption")
@@ -276,6 +284,22 @@ def test_a_flipped_byte_is_always_noticed(offset: int, flip: int, larger: bool) 
     data[offset] ^= flip
     found = tables(captures([bytes(data)], model=LARGER if larger else SMALL))
     assert (found[0].num_rows, found[1].num_rows) == (0, 1)
+
+
+def test_pages_that_are_read_together_give_what_each_gives_alone_whatever_their_models() -> None:
+    pages = [
+        *captures([filled(0), page(bolus(1, 35, 35), *temporary(2, 80, 2, percent=True))]),
+        *captures([filled(1), page(bolus(1, 500, 500, 4, larger=True), profile(2, 36), profile(3, 0))], model=LARGER),
+        *captures([page(bytes([0x50, 0]) + stamp(at(1)) + bytes(34), plain(0x1E, 2))], model="754"),
+        *captures([page(plain(0x1E, 1), b"\x1f\0" + bytes([0x3F, 0, 0, 1, 15])), page(bytes([7, 0, 0, 0, 40]) + day(at().date())), b""]),
+        *captures([filled(2)], model="t:slim"),
+        Capture(data=b"", family="paradigm", pump_id=PUMP, part="end;dump=d1", anchor=Anchor(pump_clock=at(), utc=utc(0))),
+        *captures([filled(2)]),
+    ]
+    for order in (pages, pages[::-1], pages[5:], []):
+        together = paradigm.decode_all(order)
+        assert all(one.equals(other) for one, other in zip(together, tables(order), strict=True))
+    assert [len(one) for one in paradigm.decode_all(pages)] == [20 + 3 + 20 + 3 + 2 + 20, 3, 1]
 
 
 # assemble: identity, order, pairs
@@ -744,12 +768,12 @@ def test_a_slow_link_is_given_up_after_an_hour() -> None:
 @given(st.integers(0, 255), st.integers(0, 36))
 def test_only_reading_requests_can_be_built(code: int, number: int) -> None:
     if code in (0x5D, 0x8D, 0x70, 0x72, 0x9D, 0x80):
-        frame = paradigm.request("482916", code, number)
+        frame = request("482916", code, number)
         assert frame[13] == code
-        assert paradigm.crc8(frame[:14]) == frame[14]
+        assert crc8(frame[:14]) == frame[14]
     else:
         with pytest.raises(InputError):
-            paradigm.request("482916", code, number)
+            request("482916", code, number)
 
 
 @pytest.mark.parametrize(
@@ -761,7 +785,7 @@ def test_only_reading_requests_can_be_built(code: int, number: int) -> None:
     ],
 )
 def test_requests_are_those_that_were_seen_on_the_wire(code: int, frame: str) -> None:
-    assert paradigm.request("578398", code).hex() == frame
+    assert request("578398", code).hex() == frame
 
 
 def test_hello_finds_the_stick_and_nothing_else() -> None:
@@ -852,7 +876,7 @@ def test_files_are_recognised_by_what_they_are() -> None:
 def test_the_daily_totals_of_the_pump_agree_with_its_records(model: int) -> None:
     asked = host(12, model=model)
     asked.download()
-    checks = paradigm.cross_check(read(asked.kept).events)
+    checks = checks_of(asked.kept)
     assert {check.what for check in checks} == ({"bolus"} if model == 522 else {"bolus", "basal"})
     assert len(checks) > 8
     for check in checks:
@@ -862,9 +886,43 @@ def test_the_daily_totals_of_the_pump_agree_with_its_records(model: int) -> None
 def test_a_day_with_a_hole_is_not_compared() -> None:
     asked = host(12)
     asked.download()
-    whole = {check.day for check in paradigm.cross_check(read(asked.kept).events)}
-    torn = {check.day for check in paradigm.cross_check(read(asked.kept[:2] + asked.kept[3:]).events)}
+    whole = {check.date for check in checks_of(asked.kept)}
+    torn = {check.date for check in checks_of(asked.kept[:2] + asked.kept[3:])}
     assert torn < whole
+
+
+def told(when: date, basal: int, bolus: int) -> bytes:
+    """A 6d: amounts in 1/40 U."""
+    record = bytearray(bytes([0x6D]) + day(when) + bytes(41))
+    record[11:13], record[13:15], record[16:18] = (basal + bolus).to_bytes(2), basal.to_bytes(2), bolus.to_bytes(2)
+    return bytes(record)
+
+
+def test_a_day_is_compared_only_if_what_is_read_without_a_break_reaches_from_before_it_to_its_end() -> None:
+    days = [DAY.date() + timedelta(days=nth) for nth in range(-1, 3)]
+    first = [told(days[0], 0, 400), plain(0x1A, 1), bolus(2, 20, 20), told(days[1], 0, 80)]
+    records = [*first, bolus(1500, 35, 35), told(days[2], 0, 140), plain(0x1A, 3000)]
+    (check,) = checks_of(captures([page(*records, told(days[3] + timedelta(days=9), 0, 0), plain(0x1A, 3001))]))
+    assert (check.pump_id, check.date, check.what, check.told, check.summed, check.unit) == (PUMP, days[2], "bolus", 3.5, 3.5, "U")
+
+
+@pytest.mark.parametrize("model", [522, 723])
+def test_a_bolus_that_was_not_read_is_missing_from_the_sum_of_its_day(model: int) -> None:
+    asked = host(12, model=model)
+    asked.download()
+    log = read(asked.kept)
+    compared = {(check.date, check.what): check for check in views(paradigm.cross_check(log.events))}
+    lost = [
+        (row, event)
+        for row, event in enumerate(views(log.events))
+        if event.kind == "bolus_delivered" and (event.pump_time.date(), "bolus") in compared and event.duration_s is None
+    ]
+    for row, event in lost[::7]:
+        left = log.events.take([nth for nth in range(log.events.num_rows) if nth != row])
+        check = next(one for one in views(paradigm.cross_check(left)) if (one.date, one.what) == (event.pump_time.date(), "bolus"))
+        assert check.told - check.summed == pytest.approx(event.dose, abs=0.11)
+        assert views(log.events)[log.events.column("event_id").to_pylist().index(check.event_id)].native_code in ("6d", "6e")
+    assert len(lost) > 7
 
 
 def test_a_manual_set_up_reads_as_what_was_done() -> None:
@@ -987,7 +1045,7 @@ def test_totals_and_clock_changes_are_those_of_the_makers_export(captured: list[
 
 def test_the_bolus_totals_of_a_captured_pump_agree_with_its_boluses(fixtures: Path) -> None:
     found = paradigm.read_files(pages_of(fixtures / "medtronic_578398" / "pages"), model="522", pump_id=PUMP)
-    checks = paradigm.cross_check(read(found).events)
+    checks = checks_of(found)
     assert len(checks) >= 12
     for check in checks:
         assert check.what == "bolus"
@@ -1007,9 +1065,7 @@ def test_the_recorded_dialogue_gives_the_stored_pages_byte_for_byte(fixtures: Pa
 
 def test_the_clock_of_the_recorded_dialogue_is_read_as_it_was_shown(fixtures: Path) -> None:
     folder = fixtures / "medtronic_578398"
-    link = paradigm.TranscriptLink(
-        [gzip.decompress((folder / f"serial_{name}.jsonl.gz").read_bytes()) for name in ("commands", "download")]
-    )
+    link = TranscriptLink([gzip.decompress((folder / f"serial_{name}.jsonl.gz").read_bytes()) for name in ("commands", "download")])
     kept: list[Capture] = []
     summary = dialogue.run(paradigm.download("paradigm:578398", []), link.exchange, kept.append)
     assert kept[0].anchor is not None
@@ -1033,7 +1089,7 @@ def test_a_noisy_dialogue_ends_in_good_pages_and_told_holes(noisy: list[Capture]
 
 
 def test_on_a_larger_pump_basal_adds_up_to_its_totals_only_if_halts_and_proofs_are_right(noisy: list[Capture]) -> None:
-    checks = paradigm.cross_check(read(noisy).events)
+    checks = checks_of(noisy)
     assert [sum(check.what == what for check in checks) >= 35 for what in ("basal", "bolus")] == [True, True]
     for check in checks:
         assert check.summed == pytest.approx(check.told, abs=0.06), check

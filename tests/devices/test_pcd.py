@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from devices import pcd
 from devices.contract import Anchor, Capture, joined
+from devices.errors import InputError
 from devices.families import families
 from tests.kit import orders
 from transforms.sessions import FactPolicy, derive
@@ -810,7 +811,7 @@ def test_a_file_gives_a_capture_for_each_message_whatever_stands_around_them():
     for data in (pcd.framed(one) + pcd.framed(two), b"\xef\xbb\xbf" + one + b"\r\n\r\n" + two, one.replace(b"\r", b"\n") + two):
         found = pcd.read_files([("f", data)])
         assert [[row["kind"] for row in pcd.decode(c).records.to_pylist()] for c in found] == [["delivery_start"], ["delivery_stop"]]
-    assert [c.sha256 for c in pcd.read_files([("f", pcd.framed(one) + pcd.framed(two))])] == [c.sha256 for c in plain]
+    assert [c.data for c in plain] == [one, two]
     assert same(assembled(*pcd.read_files([("f", batch)])))[0][0]["kind"] == "delivery_start"
     assert pcd.decode(capture(batch)).faults.num_rows == 0
     assert pcd.recognise("f", batch)
@@ -868,6 +869,61 @@ def test_an_answer_goes_back_to_the_sender_and_names_the_message():
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_answered(data):
     assert pcd.answer(data, accepted=False, at=datetime(2026, 1, 1, tzinfo=UTC), why="?").startswith(b"MSH")
+
+
+STREAMS = [
+    *(pcd.framed(one) if number % 3 == 0 else one for number, one in enumerate(therapy())),
+    pcd.framed(event(START, 200, control="20", sender="OTHER")),
+    snapshot(210, "infusing", "delivering"),
+    b"noise without a time\r",
+    b"\x0b" + event(STOP, 220, control="21")[:-1] + b"\x1c\r",
+    event("MDC_EVT_PUMP_DELIV_UNHEARD_OF", 230, control="22"),
+    b"\xef\xbb\xbf",
+    b"\r\n\r\n",
+    b"\x0b",
+    rb"BHS|^~\&|X" + b"\r",
+    b"BTS|2\r",
+]
+"""Messages, and what stands between them."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(STREAMS), min_size=1, max_size=8))
+def test_every_byte_of_a_file_is_in_one_of_its_captures_in_their_order(pieces):
+    data = b"".join(pieces)
+    found = pcd.read_files([("f", data)], pump_id=PUMP)
+    assert b"".join(one.data for one in found) == (data if found else b"")
+    whole, parts = pcd.decode(capture(data)), joined(pcd.decode(one) for one in found if one.pump_id == PUMP)
+    assert parts.records.drop_columns(["capture", "offset"]).equals(whole.records.drop_columns(["capture", "offset"]))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.sampled_from(STREAMS), min_size=2, max_size=10), st.integers(700, 4000), st.none() | st.just(-300))
+def test_the_parts_of_a_capture_give_the_log_of_the_whole(pieces, size, zone):
+    clock = zone and Anchor(pump_clock=datetime(2026, 3, 2, 3), utc=datetime(2026, 3, 2, 8, tzinfo=UTC))
+    one = capture(b"".join(pieces), anchor=clock)
+    try:
+        parts = pcd.split(one, size)
+    except InputError:
+        assert any(piece not in STREAMS[: len(therapy()) + 2] or len(piece) > size for piece in pieces)
+        return
+    assert b"".join(part.data for part in parts) == one.data
+    assert max(len(part.data) for part in parts) <= size
+    assert {(part.pump_id, part.model, part.part, part.anchor) for part in parts} == {(one.pump_id, one.model, one.part, one.anchor)}
+    assert parts == [one] or len(one.data) > size
+    assert same(assembled(*parts)) == same(assembled(one))
+
+
+def test_a_capture_is_split_between_whole_messages_and_one_message_is_never_cut():
+    messages = [event(START if n % 2 else STOP, n, control=str(n), status="delivering" if n % 2 else "not-delivering") for n in range(60)]
+    size = max(map(len, messages)) + 3
+    for framed in (lambda one: one, pcd.framed):
+        one = capture(*map(framed, messages))
+        parts = pcd.split(one, size)
+        assert [part.data for part in parts] == list(map(framed, messages))
+        assert pcd.split(one, len(one.data)) == [one]
+    with pytest.raises(InputError, match="must stay whole"):
+        pcd.split(one, size - 100)
 
 
 # --- bytes that are not what they should be --------------------------------------------------------------------------------------------

@@ -789,3 +789,52 @@ def test_a_damaged_capture_never_raises_and_loses_no_byte(records, form, data):
     if form in ("raw", "big"):
         kept = sum(len(x) for x in (*found.records.column("raw").to_pylist(), *found.faults.column("raw").to_pylist()))
         assert kept == len(spoiled) or not spoiled.strip()
+
+
+# --- split --------------------------------------------------------------------------------------------------------------------------
+
+FORMS = {
+    "raw": b"".join,
+    "big": lambda records: b"".join(map(as_big, records)),
+    "falling": lambda records: b"".join(records[::-1]),
+    "messages": lambda records: b"".join(message(*records[at : at + 3][::-1], packet=at % 2 == 0) for at in range(0, len(records), 3)),
+    "hex lines": lambda records: b"\r\n".join(one.hex().encode() for one in records),
+    "hex in one line": lambda records: b"".join(records).hex(" ").encode(),
+    "base64 wrapped": lambda records: base64.encodebytes(b"".join(records)),
+    "base64 messages": lambda records: b"\n".join(base64.b64encode(message(*records[at : at + 2])) for at in range(0, len(records), 2)),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(logs(), st.sampled_from(sorted(FORMS)), st.integers(250, 900), st.integers(0, 3), st.booleans(), st.data())
+def test_the_parts_of_a_capture_give_the_log_of_the_whole(records, form, size, damages, timed, data):
+    whole = bytearray(FORMS[form](records))
+    for _ in range(damages):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    one = capture(bytes(whole), anchor=clock(round_trip_ms=30) if timed else None)
+    try:
+        parts = tandem.split(one, size)
+    except InputError:
+        assert damages
+        return
+    assert b"".join(part.data for part in parts) == one.data
+    assert max(len(part.data) for part in parts) <= size
+    assert parts == [one] or len(one.data) > size
+    assert {(part.pump_id, part.model, part.part) for part in parts} == {(one.pump_id, one.model, one.part)}
+    split, log = assembled(*parts), assembled(one)
+    assert split.events.equals(log.events)
+    assert split.anchors == log.anchors
+    assert split.event_of_record.equals(log.event_of_record)
+
+
+def test_a_long_log_is_split_into_few_parts_and_a_message_is_never_cut():
+    records = [record(seq, 279, at=NOON + seq) for seq in range(1, 6001)]
+    for form, write in FORMS.items():
+        one = capture(write(records), anchor=clock())
+        parts = tandem.split(one, 65_536)
+        assert len(parts) == -(-len(one.data) // 65_000), form
+        assert {part.anchor.after for part in parts} == {"0:6000"}
+    single = capture(message(*records[:9]))
+    assert tandem.split(single, len(single.data)) == [single]
+    with pytest.raises(InputError, match="must stay whole"):
+        tandem.split(single, len(single.data) - 1)

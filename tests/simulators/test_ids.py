@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from datetime import UTC, datetime, timedelta
 
@@ -275,6 +276,25 @@ def test_over_a_pseudo_terminal_the_captures_come_into_the_store_and_a_second_ti
         parts = [head.part for head in store.heads(pump.pump_id)]
     assert len(parts) == first["new_captures"] + again["new_captures"]
     assert truth.pump_id == pump.pump_id
+
+
+@pytest.mark.parametrize("model", ["sfloat", "sfloat+crc", "780g", "780g+crc"])
+def test_a_first_sync_finds_the_profile_or_says_what_to_write_where_and_then_reads_all_of_it(tmp_path, model):
+    pump, _ = ids.simulate(therapy("insulin_like", 1, START, days=1), model=model)
+    with Rig([pump]) as rig:
+        port = f"{rig.ports[pump.pump_id]}"
+        if model.startswith("780g"):
+            with pytest.raises(InputError) as raised:
+                docks.sync(tmp_path, port, pump=pump.pump_id)
+            assert raised.value.code == "which_model"
+            (line,) = re.findall(r"`(model = .*?)` in the (\[\[dock\]\]) of its port in pumpledger.toml", raised.value.do)
+            (tmp_path / "pumpledger.toml").write_text(f'{line[1]}\nport = "{port}"\n{line[0]}\n')
+        done = docks.sync(tmp_path, port, pump=pump.pump_id)
+    assert done["complete"]
+    assert done["model"] == ("780g" if model.startswith("780g") else "standard") + ("+crc" if model.endswith("+crc") else "")
+    with Store(tmp_path / "store.sqlite") as store:
+        kept = [one for one, _ in store.pending(pump.pump_id)]
+    assert log_of(kept).events.equals(log_of(file_of(pump, model)).events)
 
 
 def test_equal_seeds_give_equal_bytes_and_there_are_no_other_models():

@@ -9,13 +9,16 @@ import pytest
 from devices import miva as adapter
 from devices.contract import AlarmClass, joined
 from devices.dialogue import Reply, run
-from devices.errors import InputError
+from devices.errors import InputError, PumpError
+from ingest import docks
 from ingest.docks import SerialLink, find_family
+from ingest.store import Store
 from simulators import family, miva
 from simulators.link import Faults, SerialDevice, still
 from simulators.rig import Rig
 from simulators.therapy import Pen, therapy
 from tests.kit import billed, orders
+from transforms.orders import COLUMNS
 from transforms.sessions import FactPolicy
 
 START = datetime(2026, 3, 2, 5, tzinfo=UTC)
@@ -206,3 +209,58 @@ def test_a_host_finds_and_reads_the_pump_behind_a_serial_port():
         summary = run(adapter.download(device.pump_id, []), link.exchange, kept.append)
     assert summary.complete
     assert b"".join(one.data for one in kept) == b"".join(record for _, record in device.records)
+
+
+def stored(lake, pump_id):
+    with Store(lake / "store.sqlite") as store:
+        return b"".join(one.data for one, _ in store.pending(pump_id))
+
+
+@pytest.mark.parametrize("check", ["sum", "xor"])
+def test_a_pump_that_nobody_named_is_read_under_the_serial_number_that_it_tells(tmp_path, check):
+    device, _ = pump("pca", 7, 1, checksum_family=check)
+    with Rig([device]) as rig:
+        port = rig.ports[device.pump_id]
+        first = docks.sync(tmp_path, port)
+        again = docks.sync(tmp_path, port, family="miva")
+        named = docks.sync(tmp_path, f"{port}=miva:M1234567")
+    assert (first["family"], first["pump"], first["complete"]) == ("miva", "miva:…67", True)
+    assert (again["new_captures"], named["new_captures"]) == (0, 0)
+    assert stored(tmp_path, "miva:M1234567") == b"".join(record for _, record in device.records)
+
+
+def test_what_a_pump_says_it_is_stands_above_what_orders_name(tmp_path):
+    (tmp_path / "pumpledger.toml").write_text('orders = "orders.csv"\n')
+    said = {"pump_id": "miva:M9999999", "patient_id": "p", "order_id": "o", "route": "SC", "rule_set": "cpt-9637x", "tz": "UTC"}
+    said["start"] = "2026-01-01T00:00:00Z"
+    (tmp_path / "orders.csv").write_text(",".join(COLUMNS) + "\n" + ",".join(said.get(name, "") for name in COLUMNS) + "\n")
+    device, _ = pump("pca", 7, 1)
+    with Rig([device]) as rig:
+        assert docks.sync(tmp_path, rig.ports[device.pump_id])["pump"] == "miva:…67"
+
+
+def test_a_pump_that_is_not_the_one_that_was_named_is_refused_and_nothing_of_it_is_kept(tmp_path):
+    device, _ = pump("pca", 7, 1)
+    (tmp_path / "pumpledger.toml").write_text("")
+    with Rig([device]) as rig:
+        port = rig.ports[device.pump_id]
+        with pytest.raises(PumpError) as raised:
+            docks.sync(tmp_path, f"{port}=miva:M7654321")
+        (tmp_path / "pumpledger.toml").write_text(f'[[dock]]\nport = "{port}"\npump = "miva:M7654321"\n')
+        (told,) = docks.sync_all(tmp_path, [port])
+    error = raised.value
+    assert (error.code, told["error"]) == ("other_pump", "other_pump")
+    assert error.what == "This is the pump miva:…67, not miva:…21."
+    assert error.why == "The pump itself tells its serial number."
+    assert error.do.startswith("Dock the right pump, or leave the name out")
+    assert stored(tmp_path, "miva:M7654321") == stored(tmp_path, "miva:M1234567") == b""
+
+
+def test_a_pump_that_tells_no_serial_number_is_not_given_one(tmp_path):
+    device, _ = pump("pca", 7, 1)
+    with Rig([device]) as rig:
+        port = rig.ports[device.pump_id]
+        device.pump_id = "miva:" + " " * 8
+        with pytest.raises(PumpError) as raised:
+            docks.sync(tmp_path, port)
+    assert (raised.value.code, stored(tmp_path, "miva:M1234567")) == ("no_serial", b"")
