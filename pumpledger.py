@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import explain as _explain
-from ingest import views
+from ingest import people, review, views
 from ingest.lake import Lake
 from transforms import tables
 
@@ -35,6 +35,7 @@ _SCHEMAS = {
     "days": tables.DAYS,
     "lines": tables.LINES,
     "worklist": tables.WORKLIST,
+    "amendments": tables.AMENDMENTS,
     "events": tables.EVENTS,
     "intervals": tables.INTERVALS,
 }
@@ -95,6 +96,14 @@ class LakeTables:
     ) -> pd.DataFrame:
         """What a person has to look at, what holds first."""
         return _frame(views.select(self.lake, "worklist", month=month, patient=patient, payer=payer, state=state))
+
+    def amendments(self, *, month: str | None = None, payer: str | None = None) -> pd.DataFrame:
+        """What changed in lines after they were released; `month` is that of the date of service, as released or as it is now."""
+        return _frame(review.amendments(self.lake, month=month, payer=payer))
+
+    def releases(self) -> pd.DataFrame:
+        """What billing took, one row a release; the lines themselves are in `lines(state="released")`."""
+        return pd.DataFrame([release.plain() for release in people.releases(self.lake)])
 
     def events(self, *, pump: str, month: str | None = None) -> pd.DataFrame:
         """The events of one pump by stretch and place in the log; `month` is that of UTC time, "unknown" of events without."""

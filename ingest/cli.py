@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import wraps
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import click
 import pyarrow as pa
@@ -27,8 +28,26 @@ from rich.table import Table
 import simulators
 from devices.contract import Anchor, Capture
 from devices.errors import InputError, PumpledgerError, masked
-from devices.families import families, family
-from ingest import demo, docks, doctor, explain, files, gateway, hub, mllp, night, replay, settings, upkeep, views
+from devices.families import families
+from ingest import (
+    demo,
+    docks,
+    doctor,
+    enroll,
+    explain,
+    files,
+    gateway,
+    hub,
+    mllp,
+    night,
+    people,
+    postgres,
+    replay,
+    review,
+    settings,
+    upkeep,
+    views,
+)
 from ingest.lake import Lake
 from ingest.store import Arrival, Store
 from simulators import rig, therapy
@@ -38,6 +57,7 @@ from transforms.sessions import FactPolicy
 
 console = Console(stderr=True, highlight=False)
 
+_FORMATS = ("table", "csv", "xlsx", "json", "parquet")
 _TABLES = ("sessions", "setups", "days", "lines", "worklist")
 
 
@@ -115,6 +135,19 @@ def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     if not host or not port.isdigit() or int(port) > 65_535:
         raise click.BadParameter(f"{value} is not HOST:PORT, such as 0.0.0.0:2575", ctx, param)
     return host.strip("[]"), int(port)
+
+
+def _utc(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    """A moment that says that it is UTC, or in which zone it is, as UTC."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError("it has no zone")
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{value} is no moment such as 2026-03-08T02:00Z", ctx, param) from None
 
 
 def _bars() -> Progress:
@@ -201,20 +234,30 @@ def sync(ports: tuple[str, ...], family_name: str | None, lake: Path, store: Pat
     callback=_address,
     help="Take HL7 messages (IHE PCD) over MLLP there too; alone where no broker is named.",
 )
+@click.option(
+    "--hl7-topic",
+    "hl7_topics",
+    metavar="FILTER",
+    multiple=True,
+    help="Topics of the broker whose payloads are HL7 messages (IHE PCD) as they are; may be named several times.",
+)
 @_lake_option
 @_store_option
-def listen(broker: str | None, mllp_at: tuple[str, int] | None, lake: Path, store: Path | None) -> None:
+def listen(broker: str | None, mllp_at: tuple[str, int] | None, hl7_topics: tuple[str, ...], lake: Path, store: Path | None) -> None:
     """The MQTT hub: store what gateways publish, durably, before it is acknowledged. Ends with Ctrl-C.
 
     \b
     Examples:
       pumpledger listen --broker mqtt://localhost:1883
       pumpledger listen --broker mqtt://localhost:1883 --mllp 0.0.0.0:2575
+      pumpledger listen --broker mqtt://localhost:1883 --hl7-topic 'pcd/#'
     """
     night.open_lake(lake)
     url = broker or settings.load(lake).broker
     if url is None and mllp_at is None:
         raise InputError("No broker was named.", do="Name one with --broker mqtt://host:1883.", code="no_broker")
+    if url is None and hl7_topics:
+        raise InputError("--hl7-topic needs a broker.", do="Name one with --broker mqtt://host:1883.", code="no_broker")
     path = store or lake / "store.sqlite"
 
     def show(line: str) -> None:
@@ -225,10 +268,75 @@ def listen(broker: str | None, mllp_at: tuple[str, int] | None, lake: Path, stor
             listener = beside.enter_context(mllp.Listener(*mllp_at, path, show=show))
             show(f"MLLP at {mllp_at[0]}:{listener.port}")
         if url is not None:
-            hub.listen(url, path, show=show)
+            hub.listen(url, path, hl7_topics=hl7_topics, show=show)
         else:
             with suppress(KeyboardInterrupt):
                 signal.pause()
+
+
+@main.command(name="ask")
+@click.argument("pump", metavar="PUMP")
+@click.option("--gateway", "name", metavar="NAME", help="The gateway that read it; by default the one it was last heard from.")
+@click.option("--from", "since", metavar="UTC", callback=_utc, help="What the gateway read from then on, as 2026-03-08T02:00Z.")
+@click.option("--to", "until", metavar="UTC", callback=_utc, help="What the gateway read before then.")
+@click.option("--broker", help="mqtt://[user:password@]host:port; by default the one in LAKE/pumpledger.toml.")
+@click.option("--wait", default=10.0, show_default=True, help="So many seconds at most for the gateway's answer.")
+@_lake_option
+@_store_option
+@_json_option
+def ask_(
+    pump: str,
+    name: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    broker: str | None,
+    wait: float,
+    lake: Path,
+    store: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask a gateway to send again what it read of a pump: what a hole in the lake needs.
+
+    It sends what it still has; what it has no more it reads from the pump's dock, if the pump is there. A pump is only ever read.
+    PUMP is FAMILY:SERIAL, or with --gateway its alias in topics. Exit code 1 where the gateway can give nothing or does not answer.
+
+    \b
+    Examples:
+      pumpledger ask paradigm:123456 --from 2026-03-07T00:00Z --to 2026-03-09T00:00Z
+      pumpledger ask 3fa2c41be07d55aa --gateway gw1
+    """
+    url = broker or settings.load(lake).broker
+    if url is None:
+        raise InputError("No broker was named.", do="Name one with --broker mqtt://host:1883.", code="no_broker")
+    alias = pump
+    if ":" in pump:
+        heard = hub.heard_by(pump, store or lake / "store.sqlite", lake)
+        name = name or next(reversed(heard), None)
+        if name is None or name not in heard:
+            raise InputError(
+                f"{masked(pump)} was never heard from {name or 'a gateway'}.",
+                do="Name the gateway with --gateway and, instead of the pump, its alias: pl1/GATEWAY/d/ALIAS/cap is its topic.",
+                code="never_heard",
+            )
+        alias = heard[name]
+    if name is None:
+        raise click.UsageError("an alias needs --gateway")
+    answer = hub.ask(url, gateway.checked_name(name), hub.Ask(pump=alias, since=since, until=until), wait_s=wait)
+    told = {"gateway": name, "known": answer.known, "again": answer.again, "gone": answer.gone, "reading": answer.reading}
+    if as_json:
+        click.echo(json.dumps(told))
+    elif not answer.known:
+        click.echo(f"{name} never read this pump.")
+    else:
+        parts = [f"{name} sends {answer.again} captures again"] if answer.again else []
+        parts += [f"{answer.gone} that it read then it has no more"] if answer.gone else []
+        parts = parts or [f"{name} read nothing of this pump in that time"]
+        parts += ["it reads the pump anew at its dock"] if answer.reading else []
+        click.echo("; ".join(parts) + ".")
+        if not answer.reading and (answer.gone or not answer.again):
+            click.echo("Its dock is not known there: put the pump in it, and run `pumpledger gateway PORT=PUMP` there.")
+    if not answer.again and not answer.reading:
+        click.get_current_context().exit(1)
 
 
 @main.command(name="gateway")
@@ -320,8 +428,8 @@ def load(
     captures = _captures(paths, family_name, model, pump, _anchor(clock))
     if not captures:
         raise InputError("There is nothing in these files.", do="Check that they were written to the end.", code="empty")
+    gateway.check_clocks(captures, now := datetime.now(UTC))
     night.open_lake(lake)
-    now = datetime.now(UTC)
     with Store(store or lake / "store.sqlite") as keep:
         known = sum(keep.has(capture.sha256) for capture in captures)
         keep.append((capture, Arrival(received_at=now, via="file")) for capture in captures)
@@ -351,20 +459,13 @@ def _captures(paths: Sequence[Path], family_name: str | None, model: str | None,
     """The captures of files. Raises InputError for a file that no family knows."""
     if pump is not None and not all(pump.partition(":")[::2]):
         raise click.UsageError("--pump is FAMILY:SERIAL")
-    by_family: dict[str, list[tuple[str, bytes]]] = {}
+    given: list[tuple[str, bytes]] = []
     for path in paths:
         try:
-            data = path.read_bytes()
+            given.append((path.name, path.read_bytes()))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.", do="Check the file and its permissions.", code="file") from error
-        named = family_name or (pump.partition(":")[0] if pump else None)
-        named = named or next((name for name, adapter in families().items() if adapter.recognise(path.name, data)), None)
-        if named is None:
-            raise InputError(f"{path} is of no family known by its bytes.", do="Name its family with --family.", code="unknown_file")
-        by_family.setdefault(named, []).append((path.name, data))
-    return [
-        capture for name, given in by_family.items() for capture in family(name).read_files(given, pump_id=pump, model=model, anchor=anchor)
-    ]
+    return gateway.captures_of(given, family=family_name, pump=pump, model=model, anchor=anchor)
 
 
 # --- the night ------------------------------------------------------------------------------------------------------------------
@@ -372,12 +473,13 @@ def _captures(paths: Sequence[Path], family_name: str | None, model: str | None,
 
 @main.command()
 @click.option("--orders", type=click.Path(path_type=Path, dir_okay=False), help="orders.csv; by default the last one used.")
+@click.option("--no-orders", is_flag=True, help="That the file names no order is meant: none is in force any more.")
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Derive what was received on this UTC day; by default all that changed.")
 @_lake_option
 @_store_option
 @_json_option
 @_strict_option
-def nightly(orders: Path | None, day: datetime | None, lake: Path, store: Path | None, as_json: bool) -> int:
+def nightly(orders: Path | None, no_orders: bool, day: datetime | None, lake: Path, store: Path | None, as_json: bool) -> int:
     """Store → events → sessions → set-ups → lines → worklist, ending with one page.
 
     \b
@@ -393,7 +495,9 @@ def nightly(orders: Path | None, day: datetime | None, lake: Path, store: Path |
                 bars[step] = shown.add_task(step, total=total, note="")
             shown.update(bars[step], completed=done, total=total)
 
-        page = night.nightly(lake, orders_file=orders, day=day.date() if day else None, store=store, progress=progress)
+        page = night.nightly(
+            lake, orders_file=orders, none_meant=no_orders, day=day.date() if day else None, store=store, progress=progress
+        )
     if as_json:
         click.echo(json.dumps({**asdict(page), "day": page.day.isoformat()}))
     else:
@@ -434,6 +538,7 @@ def decode(
     Example:
       pumpledger decode page-*.data --family paradigm --model 522 -o events.parquet
     """
+    _form("parquet", output)
     anchor = _anchor(clock)
     try:
         captures = _captures(paths, family_name, model, pump, anchor)
@@ -444,22 +549,31 @@ def decode(
     events, faults, records = [], 0, 0
     for pump_id in sorted({capture.pump_id for capture in captures}):
         mine = list({capture.sha256: capture for capture in captures if capture.pump_id == pump_id}.values())
-        decoded, _, facts = night.facts_of(pump_id, mine, Orders(()), FactPolicy())
+        one, facts = night.facts_of(night.assembled(pump_id, mine), Orders(()), FactPolicy())
         events.append(facts.events)
-        faults += decoded.faults.num_rows
-        records += decoded.records.num_rows
-        for fault in decoded.faults.to_pylist():
+        faults += one.decoded.faults.num_rows
+        records += one.decoded.records.num_rows
+        for fault in one.decoded.faults.to_pylist():
             console.print(f"[yellow]{escape(str(fault['part'] or 'line ' + str(fault['offset'])))}: {escape(fault['message'])}[/]")
     if not events:
         raise InputError("There is nothing in these files.", do="Check that they were written to the end.", code="empty")
     whole = pa.concat_tables(events)
     files.replace(output, files.parquet(whole))
     told = {"records": records, "events": whole.num_rows, "faults": faults, "output": str(output)}
-    click.echo(json.dumps(told) if as_json else f"{records} records, {whole.num_rows} events, {faults} faults → {output}")
+    said = json.dumps(told) if as_json else f"{records} records, {whole.num_rows} events, {faults} faults → {output}"
+    click.echo(said, err=output.resolve() == Path("/dev/stdout").resolve())
     return faults
 
 
 # --- out ------------------------------------------------------------------------------------------------------------------------
+
+
+def _form(asked: str | None, output: Path | None) -> str:
+    """The format that was asked for, or that a file's ending says."""
+    ending = output.suffix.lower().removeprefix(".") if output else ""
+    if ending in _FORMATS and asked not in (None, ending):
+        raise click.UsageError(f"{output} is to be {asked}, and its ending says {ending}: change one of the two")
+    return asked or (ending if ending in _FORMATS else "table")
 
 
 def _pulls(name: str, what: str) -> None:
@@ -470,7 +584,7 @@ def _pulls(name: str, what: str) -> None:
     @click.option("--patient", help="Only this patient.")
     @click.option("--payer", help="Only this payer.")
     @click.option("--state", help="Only this state.")
-    @click.option("--format", "style", type=click.Choice(["table", "csv", "xlsx", "json", "parquet"]), default="table", show_default=True)
+    @click.option("--format", "style", type=click.Choice(_FORMATS), help="By default what the file's ending says, else table.")
     @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; by default standard output.")
     @_lake_option
     @_json_option
@@ -479,13 +593,13 @@ def _pulls(name: str, what: str) -> None:
         patient: str | None,
         payer: str | None,
         state: str | None,
-        style: str,
+        style: str | None,
         output: Path | None,
         lake: Path,
         as_json: bool,
     ) -> None:
+        form = _form("json" if as_json else style, output)
         rows = views.select(Lake.open(lake), name, month=month, patient=patient, payer=payer, state=state)
-        form = "json" if as_json else style
         stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
         views.write(rows, name, form, output or stream)
 
@@ -498,6 +612,58 @@ for _name, _what in (
     ("worklist", "What needs a look, and what holds lines."),
 ):
     _pulls(_name, _what)
+
+
+@main.command(name="export")
+@click.option(
+    "--to",
+    required=True,
+    metavar="URL",
+    envvar="PUMPLEDGER_DATABASE",
+    show_envvar=True,
+    help="postgresql://[user[:password]@]host[:port]/database",
+)
+@click.option("--schema", default="pumpledger", show_default=True, help="The schema of its tables; made where it is not there.")
+@click.option("--month", metavar="YYYY-MM", help="Only this month.")
+@click.option("--patient", help="Only this patient.")
+@click.option("--payer", help="Only this payer: of the tables that name one.")
+@click.option("--state", help="Only this state: of the tables that have it.")
+@_lake_option
+@_json_option
+def export_(
+    to: str, schema: str, month: str | None, patient: str | None, payer: str | None, state: str | None, lake: Path, as_json: bool
+) -> None:
+    """What billing pulls, into a PostgreSQL database: sessions, setups, days, lines and worklist, whole or not at all.
+
+    The first export makes the tables; each later one changes the rows that differ and no others. A row that the lake has no more
+    stays, with withdrawn_at; a filtered export looks at no row outside its filter. A password may be left to ~/.pgpass.
+
+    \b
+    Examples:
+      pumpledger export --to postgresql://billing@db.example/agency
+      pumpledger export --to "postgresql:///agency?host=/run/postgresql" --month 2026-03
+      pumpledger export --to postgresql://billing@db.example/agency --state ready --json
+    """
+    with _bars() as shown:
+        bars: dict[str, TaskID] = {}
+
+        def progress(table: str, done: int, total: int) -> None:
+            if table not in bars:
+                bars[table] = shown.add_task(table, total=total, note="")
+            shown.update(bars[table], completed=done, total=total)
+
+        told = postgres.export(
+            Lake.open(lake), to, schema=schema, month=month, patient=patient, payer=payer, state=state, progress=progress
+        )
+    left_out = [name for name in _TABLES if name not in told]
+    if as_json:
+        counts = {name: asdict(one) for name, one in told.items()}
+        click.echo(json.dumps({"schema": schema, "tables": counts, "left_out": left_out}))
+        return
+    for name, one in told.items():
+        click.echo(f"{name}: " + ", ".join(f"{count} {what}" for what, count in asdict(one).items()))
+    if left_out:
+        click.echo(f"As they were, for they lack what is filtered by: {', '.join(left_out)}.")
 
 
 @main.command(name="explain")
@@ -519,6 +685,141 @@ def explain_(ident: str, html: Path | None, lake: Path, as_json: bool) -> None:
         console.print(f"Written: {html}")
     else:
         click.echo(explain.as_json(found) if as_json else explain.as_text(found))
+
+
+# --- decisions and releases -----------------------------------------------------------------------------------------------------
+
+
+_ACTIONS = ("confirm_site", "stop", "confirm_clock", "clear", "hold", "void")
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True, metavar="ID | undo DECISION_ID | list")
+@click.option("--confirm-site", is_flag=True, help="The set-up had a new site.")
+@click.option(
+    "--stop", metavar="T", help="The delivery ended then: UTC with Z, the order's local time without, the pump's where UTC is unknown."
+)
+@click.option("--confirm-clock", is_flag=True, help="The pump's clock ran on as it did in the next part of its log that has an anchor.")
+@click.option("--clear", metavar="CODE", help="This code no longer holds this encounter.")
+@click.option("--hold", is_flag=True, help="Hold it until this is taken back.")
+@click.option("--void", is_flag=True, help="Never bill it.")
+@click.option("--note", metavar="TEXT", default="", help="Why, or alone: what is to be known. Write no names: it is kept for ever.")
+@click.option("--by", metavar="WHO", help="Who decides.")
+@_lake_option
+@_json_option
+def decide(words: tuple[str, ...], note: str, by: str | None, lake: Path, as_json: bool, **asked: Any) -> None:
+    """A reviewer's decision on a line, worklist item, session, set-up or event; it is kept, and what it touches is derived at once.
+
+    A decision holds as long as what it was taken on is as it was; then the item is open again. `undo` takes one back, whoever took it;
+    so may an undo be. `list` shows all of them. Notes are kept for ever and shown: never write a patient's name or what names one.
+
+    \b
+    Examples:
+      pumpledger decide 3fa2c41be0 --clear OVER_8H --note "duration confirmed with the visit record" --by ana
+      pumpledger decide 3fa2c41be0 --stop 2026-03-08T14:30:00Z --by ana
+      pumpledger decide 77b0e1c2d4 --confirm-site --by ana
+      pumpledger decide undo 9c01aa52ef --by ana
+    """
+    if words == ("list",):
+        _show_decisions(lake, as_json)
+        return
+    if by is None:
+        raise click.UsageError("Say who decides with --by.")
+    given = [name for name in _ACTIONS if asked[name]] or (["note"] if note else [])
+    if words[0] == "undo":
+        if len(words) != 2 or (given and given != ["note"]):
+            raise click.UsageError("It is: decide undo DECISION_ID --by WHO")
+        outcome = review.undo(lake, words[1], by=by, note=note)
+    else:
+        if len(words) != 1 or len(given) != 1:
+            raise click.UsageError("Name one ID and one decision: --" + ", --".join(name.replace("_", "-") for name in (*_ACTIONS, "note")))
+        argument = asked[given[0]] if given[0] in ("stop", "clear") else ""
+        outcome = review.decide(lake, words[0], given[0].replace("_", "-"), by=by, argument=argument, note=note)
+    told, names = outcome.decision, ("line_id", "revision", "service_date", "code", "units", "minutes", "state", "reasons")
+    lines = [{name: views.plain(line[name]) for name in names} for line in outcome.lines]
+    if as_json:
+        click.echo(json.dumps({"decision": views.plain(told.row()), "shown": outcome.shown, "lines": lines}, ensure_ascii=False))
+        return
+    click.echo(
+        f"Kept: {told.action} {told.argument}".rstrip()
+        + f" by {told.by}; take it back with: pumpledger decide undo {told.decision_id[:10]}"
+    )
+    if not outcome.shown:
+        click.echo("Another run is deriving right now: the next night shows it.")
+    for line in lines:
+        held = f", held by {', '.join(line['reasons'])}" if line["reasons"] else ""
+        shown = f"{line['service_date']} {line['code'] or 'no code'} x{line['units']}, {line['minutes']} min: {line['state']}{held}"
+        click.echo(f"  {line['line_id'][:10]} {shown}")
+
+
+def _show_decisions(lake: Path, as_json: bool) -> None:
+    every = people.decisions(Lake.open(lake))
+    if as_json:
+        click.echo(json.dumps([{**views.plain(one.row()), "stands": review.stands(one, every)} for one in every], ensure_ascii=False))
+        return
+    shown = Table("id", "when (UTC)", "who", "decision", "on", "note", "stands")
+    for one in every:
+        what, stands = f"{one.action} {one.argument}".rstrip(), "yes" if review.stands(one, every) else "taken back"
+        when = f"{one.decided_at:%Y-%m-%d %H:%M}"
+        shown.add_row(one.decision_id[:10], when, *(escape(views.printable(text)) for text in (one.by, what, one.named, one.note)), stands)
+    Console(highlight=False).print(shown)
+
+
+@main.command(name="release")
+@click.option("--payer", help="Only this payer.")
+@click.option("--month", metavar="YYYY-MM", help="Only encounters that began in this month.")
+@click.option("--dry-run", is_flag=True, help="Show what it would take, and take nothing.")
+@click.option("--by", required=True, metavar="WHO", help="Who takes them.")
+@_lake_option
+@_json_option
+def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake: Path, as_json: bool) -> None:
+    """Take the lines that are ready, once: their rows are frozen under LAKE/releases, and shown as released from then on.
+
+    A second release takes only what is new; nothing new is a success. What changes later is an amendment, never an edit. What changed
+    in released lines and was cleared goes with it, as void and replacement.
+
+    \b
+    Examples:
+      pumpledger release --payer payer-a --month 2026-03 --dry-run --by ana
+      pumpledger release --payer payer-a --month 2026-03 --by ana
+    """
+    taken = review.release(lake, by=by, payer=payer, month=month, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "release": taken.plain() if taken else None}, ensure_ascii=False))
+    elif taken is None:
+        click.echo("Nothing new is ready.")
+    else:
+        shown = Table("payer", "code", "lines", "units", "minutes")
+        for total in taken.totals:
+            shown.add_row(escape(total.payer), total.code, str(total.lines), str(total.units), str(total.minutes))
+        Console(highlight=False).print(shown)
+        voids = f", and {taken.voids} voids of what was released before" if taken.voids else ""
+        click.echo(f"{'Would take' if dry_run else 'Taken'}: {taken.lines} lines, {taken.units} units{voids}.")
+        if not dry_run:
+            click.echo(f"Release {taken.release_id}: {lake / 'releases' / taken.rows_sha256}.parquet")
+
+
+@main.command()
+@click.option("--month", metavar="YYYY-MM", help="Only this month of service, as released or as it is now.")
+@click.option("--payer", help="Only this payer.")
+@click.option("--format", "style", type=click.Choice(["table", "csv", "xlsx", "json", "parquet"]), default="table", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; by default standard output.")
+@_lake_option
+@_json_option
+def amendments(month: str | None, payer: str | None, style: str, output: Path | None, lake: Path, as_json: bool) -> None:
+    """What late data, a decision or an order changed in lines after they were released: what is void, and what replaces it.
+
+    A replacement is held until somebody clears it: pumpledger decide LINE --clear AMENDED_AFTER_RELEASE --by WHO
+
+    \b
+    Examples:
+      pumpledger amendments --month 2026-03
+      pumpledger amendments --payer payer-a --format csv -o amendments.csv
+    """
+    rows = review.amendments(Lake.open(lake), payer=payer, month=month)
+    form = "json" if as_json else style
+    stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
+    views.write(rows, "amendments", form, output or stream)
 
 
 # --- upkeep ---------------------------------------------------------------------------------------------------------------------
@@ -786,6 +1087,48 @@ def doctor_(ports: tuple[str, ...], broker: str | None, lake: Path, store: Path 
     click.echo(json.dumps(doctor.as_plain(found), ensure_ascii=False) if as_json else doctor.as_text(found))
     if doctor.broken(found):
         click.get_current_context().exit(1)
+
+
+@main.command(name="enroll")
+@click.argument("name", metavar="GATEWAY")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder that goes to the gateway.")
+@click.option("--broker", metavar="HOST[:PORT]", help="The broker, as gateways call it; by default the one in LAKE/pumpledger.toml.")
+@click.option(
+    "--ca", type=click.Path(path_type=Path, file_okay=False), help="The authority's folder, made at the first time; by default LAKE/ca."
+)
+@click.option("--days", default=825, show_default=True, type=click.IntRange(min=1), help="So long the certificate holds.")
+@_lake_option
+@_json_option
+def enroll_(name: str, out: Path, broker: str | None, ca: Path | None, days: int, lake: Path, as_json: bool) -> None:
+    """Certificates for a gateway, from the agency's own authority; prints what to write into the broker's and the gateway's settings.
+
+    The authority's folder stays on this machine: whoever has ca.key lets in whom they like. The hub needs a certificate too; it is
+    enrolled by the name pumpledger-hub.
+
+    \b
+    Examples:
+      pumpledger enroll gw7 --broker mqtt.agency.example --out /media/usb/gw7
+      pumpledger enroll pumpledger-hub --broker mqtt.agency.example --out /etc/pumpledger/hub
+    """
+    known = urlsplit(f"//{broker}" if broker else settings.load(lake).broker or "")
+    try:
+        host, port = known.hostname, known.port or 8883
+    except ValueError:
+        raise click.UsageError("--broker is HOST or HOST:PORT") from None
+    if host is None:
+        raise InputError("No broker was named.", do="Name it as gateways call it: --broker HOST.", code="no_broker")
+    made = enroll.enroll(name, out, authority=ca or lake / "ca", host=host, port=port, days=days)
+    if as_json:
+        click.echo(json.dumps({**asdict(made), "until": made.until.isoformat()}, default=str, ensure_ascii=False))
+        return
+    click.echo(f"{made.certificate.parent} has what {name} needs, until {made.until:%Y-%m-%d}. Bring it there by a way that nobody reads.")
+    who = "pumpledger.toml of the lake" if name == enroll.HUB else "pumpledger.toml of the gateway"
+    for title, lines in (
+        ("mosquitto.conf, with acl_file naming a file of the rules below; its user must be able to read these files", made.mosquitto),
+        ("the rules", made.acl),
+        (f"{who}; the folder as it is called there", made.settings),
+    ):
+        click.echo("\n".join([f"\n# {title}", *lines]))
 
 
 if __name__ == "__main__":

@@ -23,22 +23,28 @@ import pyarrow.compute as pc
 
 from devices.contract import CONTENT, HOLES, Kind
 from devices.errors import InputError
+from ingest import people
 from ingest.lake import RAW, RAW_SCHEMA, Lake
 from ingest.night import BILLED, CONSOLIDATED, rule_sets
 from ingest.views import PROPOSED, plain, printable
 from transforms.codes import SAYS
+from transforms.decisions import in_force
 from transforms.tables import identify
 
 Row: TypeAlias = dict[str, Any]
 
-_SCHEMAS: Mapping[str, pa.Schema] = {**CONSOLIDATED, **BILLED, RAW: RAW_SCHEMA}
-_KINDS: Mapping[str, tuple[str, str]] = {
+SCHEMAS: Mapping[str, pa.Schema] = {**CONSOLIDATED, **BILLED, RAW: RAW_SCHEMA}
+"""The tables of a lake."""
+
+KINDS: Mapping[str, tuple[str, str]] = {
     "line": ("lines", "line_id"),
     "session": ("sessions", "session_id"),
     "set-up": ("setups", "setup_id"),
     "item": ("worklist", "item_id"),
     "event": ("events", "event_id"),
 }
+"""What has an id, with its table and the column of the id."""
+
 _ID = re.compile(r"[0-9a-f]{6,20}")
 _WHOLE = 20
 
@@ -57,16 +63,17 @@ def explain(lake: Lake, ident: str) -> Row:
 
     `ident` is its id, or the first characters of it, at least six. Gives plain values (times as in the tables, bytes as hex): `kind`,
     `id`, `summary`; `line` (with `counted_s`, and `excluded_s` by reason), `others` of its encounter, `rule`; `item`; `setup`; `sessions`,
-    each with `minutes`, `intervals`, `setups`, `events`; `events` that no session here shows; `doubts`; `holes`; `faults`; `captures`.
+    each with `minutes`, `intervals`, `setups`, `events`; `events` that no session here shows; `doubts`; `holes`; `faults`; `captures`;
+    `decisions` of reviewers, and whether it `stands` on them.
     An event has `records`, each with capture, part, page, offset, `raw`, and the fields `decoded` from it.
     Raises InputError where the id is none, unknown, or the beginning of several; StorageError.
     """
-    kind, whole = _find(lake, ident.strip().lower())
+    kind, whole = find(lake, ident.strip().lower())
     return _Gathering(lake).of(kind, whole)
 
 
-def _find(lake: Lake, ident: str) -> tuple[str, str]:
-    """The one thing that has this id, or an id that begins so."""
+def find(lake: Lake, ident: str) -> tuple[str, str]:
+    """The kind and the whole id of the one thing that has this id, or an id that begins so. Raises InputError."""
     if not _ID.fullmatch(ident):
         raise InputError(
             f"{printable(ident)!r} is no id.",
@@ -75,9 +82,9 @@ def _find(lake: Lake, ident: str) -> tuple[str, str]:
             code="no_id",
         )
     found: set[tuple[str, str]] = set()
-    for kind, (table, column) in _KINDS.items():
+    for kind, (table, column) in KINDS.items():
         for bucket in range(lake.buckets):
-            ids = lake.read(table, _SCHEMAS[table], buckets=[bucket], columns=[column])[column]
+            ids = lake.read(table, SCHEMAS[table], buckets=[bucket], columns=[column])[column]
             found.update((kind, one) for one in ids.filter(pc.starts_with(ids, ident)).to_pylist())
             if found and len(ident) == _WHOLE:
                 return found.pop()
@@ -109,10 +116,11 @@ class _Gathering:
     def of(self, kind: str, ident: str) -> Row:
         about: Row = {
             "kind": kind, "id": ident, "summary": "", "line": None, "others": [], "rule": None, "item": None, "setup": None,
-            "sessions": [], "events": [], "doubts": [], "holes": [], "faults": [], "captures": [],
+            "sessions": [], "events": [], "doubts": [], "holes": [], "faults": [], "captures": [], "decisions": [],
         }  # fmt: skip
         {"line": self.line, "session": self.session, "set-up": self.setup, "item": self.item, "event": self.event}[kind](about, ident)
         self.provenance(about)
+        self.decided(about, ident)
         return about
 
     # What is explained
@@ -139,7 +147,10 @@ class _Gathering:
             if row["line_id"] != line_id
         ]
         about["rule"] = _rule(line)
-        about["sessions"] = [self.session_of(session) for session in line["session_ids"]]
+        # What was released stands for ever, its sessions only as long as they are derived so.
+        frozen = line["state"] in ("released", "void")
+        kept = [one for one in line["session_ids"] if not frozen or self.rows("sessions", ("pump_id",), session_id=one)]
+        about["sessions"] = [self.session_of(session) for session in kept]
         about["doubts"] = self.doubts_of(line["pump_ids"], set(line["session_ids"]), line["reasons"], line["service_date"])
         about["events"] = self.events_beside(about, line["event_ids"], line["pump_ids"])
         about["summary"] = about["summary"] or line["explanation"]
@@ -285,6 +296,26 @@ class _Gathering:
         known = {capture["sha256"] for capture in about["captures"]}
         about["captures"] += [{"sha256": sha} for sha in sorted(shas - known)]
 
+    def decided(self, about: Row, ident: str) -> None:
+        """What reviewers decided about all this, whether it holds or not."""
+        line, sessions = about["line"], {session["session_id"] for session in about["sessions"]}
+        encounter, on_line = (line["encounter_id"], line["decisions"]) if line else (None, [])
+        shaped = {
+            one
+            for row in (*about["sessions"], *(s for session in about["sessions"] for s in session["setups"]))
+            for one in row["decisions"]
+        }
+        every = people.decisions(self.lake)
+        standing = {one.decision_id for one in in_force(every)}
+        for one in every:
+            of_line = one.encounter_id is not None and one.encounter_id == encounter
+            if one.undoes is None and (
+                one.decision_id in {*on_line, *shaped} or of_line or one.about == ident or sessions & set(one.session_ids)
+            ):
+                rests = one.decision_id in {*on_line, *shaped}
+                stands = "rests on it" if rests else "in force" if one.decision_id in standing else "taken back or replaced"
+                about["decisions"].append({**one.row(), "stands": stands})
+
     # Reading
 
     def rows(self, table: str, columns: Sequence[str] | None = None, **equal: str) -> list[Row]:
@@ -293,14 +324,14 @@ class _Gathering:
         wanted = None if columns is None else [*columns, column]
         found: list[Row] = []
         for bucket in range(self.lake.buckets):
-            part = self.lake.read(table, _SCHEMAS[table], buckets=[bucket], columns=wanted)
+            part = self.lake.read(table, SCHEMAS[table], buckets=[bucket], columns=wanted)
             found += part.filter(pc.equal(part[column], value)).to_pylist()
         return found
 
     def of_pump(self, table: str, pump: str) -> pa.Table:
         if (table, pump) not in self._of_pump:
             self._of_pump[table, pump] = _where(
-                self.lake.read(table, _SCHEMAS[table], buckets=[self.lake.bucket_of(pump)]), "pump_id", [pump]
+                self.lake.read(table, SCHEMAS[table], buckets=[self.lake.bucket_of(pump)]), "pump_id", [pump]
             )
         return self._of_pump[table, pump]
 
@@ -468,6 +499,8 @@ def _tree(about: Row) -> _Node:
     if (line := about["line"]) is not None:
         root.below += _line_nodes(about, line)
     root.below += [_session_node(session) for session in about["sessions"]]
+    if about["decisions"]:
+        root.below.append(_Node("decisions", [_Node(_decision_words(one), []) for one in about["decisions"]]))
     if about["events"]:
         root.below.append(_Node("events", [_event_node(event) for event in about["events"]]))
     for name, describe in (("doubts", _doubt_words), ("holes", _hole_words), ("faults", _fault_words), ("captures", _capture_words)):
@@ -564,6 +597,12 @@ def _fault_words(fault: Row) -> str:
     return f"{_place({**fault, 'page': None})}: {fault['code']}, {fault['message']}; bytes: {_spaced(fault['raw'])}"
 
 
+def _decision_words(one: Row) -> str:
+    note = f": {one['note']}" if one["note"] else ""
+    what = f"{one['action']} {one['argument']}".rstrip()
+    return f"{what} by {one['by']}, {_stamp(one['decided_at'])}{note} ({one['decision_id'][:10]}, {one['stands']})"
+
+
 def _capture_words(capture: Row) -> str:
     if "via" not in capture:
         return f"{capture['sha256']}: not in raw/"
@@ -614,6 +653,8 @@ def as_html(explanation: Row) -> str:
         parts.append(_tag("p", _setup_words(about["setup"])))
     if line is not None:
         parts += [_line_minutes(line), *_line_facts(about)]
+    if about["decisions"]:
+        parts.append(_section("Decisions", _tag("ul", *(_tag("li", _decision_words(one)) for one in about["decisions"]))))
     parts += [_session_section(session) for session in about["sessions"]]
     if about["events"]:
         parts.append(_section("Events", _events_table(about["events"])))

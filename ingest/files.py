@@ -30,9 +30,12 @@ seam: Callable[[str, Path], None] | None = None
 PART = ".part"
 
 
-def create(path: Path, data: bytes) -> None:
-    """Writes a file that was not there, durable when this returns. Raises FileExistsError where the name is taken, StorageError."""
-    part = _part(path, data)
+def create(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Writes a file that was not there, durable when this returns; one that is private nobody but its user may read.
+
+    Raises FileExistsError where the name is taken, StorageError.
+    """
+    part = _part(path, data, 0o600 if private else 0o666)
     try:
         with _step("link", path):
             os.link(part, path)
@@ -60,7 +63,16 @@ def put(path: Path, data: bytes) -> bool:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Writes a person's file (settings, an export), over the old one if there is one; never lake data. Raises StorageError."""
+    """Writes a person's file (settings, an export), over the old one if there is one; never lake data. Raises StorageError.
+
+    A device, a pipe, or a link in /dev such as /dev/stdout is written to, and stays what it is.
+    """
+    if (path.is_symlink() and path.parts[:2] in (("/", "dev"), ("/", "proc"))) or (path.exists() and not path.is_file()):
+        with _step("write", path), path.open("ab", buffering=0) as stream:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[stream.write(rest) :]
+        return
     part = _part(path, data)
     with _step("replace", path):
         part.replace(path)
@@ -132,13 +144,13 @@ def locked(path: Path, busy: StorageError) -> Iterator[None]:
         os.close(handle)
 
 
-def _part(path: Path, data: bytes) -> Path:
+def _part(path: Path, data: bytes, mode: int = 0o666) -> Path:
     """Writes the hidden file that is to become `path`, and gives its name."""
     _make_folder(path.parent)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         with _step("open", part):
-            handle = part.open("xb", buffering=0)
+            handle = os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb", buffering=0)
         with handle:
             with _step("write", part):
                 rest = memoryview(data)

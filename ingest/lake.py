@@ -295,17 +295,23 @@ class Lake:
         months: Iterable[str] | None = None,
         buckets: Iterable[int] | None = None,
         columns: Sequence[str] | None = None,
+        month_as: str | None = None,
     ) -> pa.Table:
         """The rows of a table as its manifests have it, by bucket, then month, then as published; empty where nothing was.
 
-        `schema` is the table's; `columns`, if given, the ones wanted, in this order. Raises StorageError where files are missing,
-        damaged, or written with other columns.
+        `schema` is the table's; `columns`, if given, the ones wanted, in this order; `month_as` names a last column for each row's
+        month. Raises StorageError where files are missing, damaged, or written with other columns.
         """
         target = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         wanted = None if months is None else frozenset(months)
-        parts = [target.empty_table()]
+
+        def load(path: Path) -> pa.Table:
+            rows = _fit(_load(path, target.names), target, path)
+            return rows if month_as is None else _with_month(rows, month_as, _month_of(path))
+
+        parts = [target.empty_table() if month_as is None else _with_month(target.empty_table(), month_as, UNKNOWN)]
         for bucket in range(self.buckets) if buckets is None else sorted(set(buckets)):
-            parts += self._load_all(table, bucket, wanted, lambda path: _fit(_load(path, target.names), target, path))
+            parts += self._load_all(table, bucket, wanted, load)
         return pa.concat_tables(parts)
 
     def verify_files(self) -> list[Problem]:
@@ -536,6 +542,10 @@ def _by_month(table: pa.Table, months: Months) -> list[tuple[str, pa.Table]]:
     if len(found) == 1:
         return [(found[0], table)]
     return [(month, table.filter(pc.equal(column, month))) for month in found]
+
+
+def _with_month(rows: pa.Table, name: str, month: str) -> pa.Table:
+    return rows.append_column(pa.field(name, pa.string(), nullable=False), pa.repeat(pa.scalar(month), rows.num_rows))
 
 
 def _month_of(path: Path) -> str:

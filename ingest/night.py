@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from functools import cache
@@ -19,13 +20,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from devices.contract import FAULTS, HOLES, RECORDS, Capture, Decoded, fault_id, joined, table
+from devices.contract import FAULTS, HOLES, RECORDS, Capture, Decoded, Log, fault_id, joined, table
 from devices.errors import InputError, StorageError
 from devices.families import families
-from ingest import settings
+from ingest import people, settings
 from ingest.lake import RAW, UNKNOWN, Lake, captures, months_of, raw_table
 from ingest.store import Store
-from transforms import billing, orders, ruleset, sessions, tables
+from transforms import billing, decisions, orders, ruleset, sessions, tables, totals
+from transforms.block import Block
+from transforms.decisions import Decision
 from transforms.orders import Orders
 from transforms.ruleset import RuleSet
 
@@ -104,10 +107,11 @@ def code_version() -> str:
 # --- what the night works with ----------------------------------------------------------------------------------------------
 
 
-def take_orders(root: Path, path: Path | None = None) -> Orders:
+def take_orders(root: Path, path: Path | None = None, *, none_meant: bool = False) -> Orders:
     """Reads orders.csv (from `path`, else where the settings say, else as the last night had it) and makes it the one in force.
 
-    Every version that was used is kept under orders/. Raises InputError where the file is refused: the night does not start.
+    Every version that was used is kept under orders/. Raises InputError where the file is refused, or names no order and it was not
+    said that none is meant: the night does not start.
     """
     lake = open_lake(root)
     source = path or settings.load(root).orders
@@ -119,6 +123,13 @@ def take_orders(root: Path, path: Path | None = None) -> Orders:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The orders at {source} cannot be read: {error}.", do="Name the file with --orders.", code="orders") from error
     found = orders.parse(text, rule_sets(), name=source.name)
+    if not found.all and not none_meant:
+        raise InputError(
+            f"{source.name} names no order.",
+            why="With it every pump would lose its patient, and every line that is not released would go.",
+            do="Write it again where it comes from; if there is truly no order any more, say so with --no-orders.",
+            code="no_orders",
+        )
     lake.publish(_TERMS, 0, {}, {}, {"orders": lake.snapshot("orders.csv", data)})
     return found
 
@@ -200,8 +211,29 @@ def _pump_inputs(lake: Lake, bucket: int) -> dict[str, str]:
     shas: dict[str, list[str]] = {}
     for row in found:
         shas.setdefault(row["pump_id"], []).append(row["sha256"])
-    known, policy = _orders(lake), asdict(settings.load(lake.root).facts)
-    return {_PUMP + pump: _hash(code_version(), policy, known.of_pump(pump), sorted(mine)) for pump, mine in sorted(shas.items())}
+    known, policy, decided = _orders(lake), asdict(settings.load(lake.root).facts), _shaping(in_force(lake))
+    return {
+        _PUMP + pump: _hash(code_version(), policy, known.of_pump(pump), sorted(mine), _ids(decided.get(pump, ())))
+        for pump, mine in sorted(shas.items())
+    }
+
+
+def in_force(lake: Lake) -> list[Decision]:
+    """The decisions that nobody took back."""
+    return decisions.in_force(people.decisions(lake))
+
+
+def _shaping(decided: Iterable[Decision]) -> dict[str, list[Decision]]:
+    """The decisions that may shape the facts of each pump."""
+    found: dict[str, list[Decision]] = {}
+    for one in decided:
+        if one.action in decisions.SHAPING and one.pump_id is not None:
+            found.setdefault(one.pump_id, []).append(one)
+    return found
+
+
+def _ids(decided: Iterable[Decision]) -> list[str]:
+    return [one.decision_id for one in decided]
 
 
 def _hash(*parts: object) -> str:
@@ -228,12 +260,10 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
         for name, schema in CONSOLIDATED.items():
             old = lake.read(name, schema, buckets=[bucket])
             derived[name].append(old.filter(pc.is_in(old["pump_id"], value_set=kept)))
-        known, policy = _orders(lake), settings.load(root).facts
-        raw = lake.raw(bucket, due)
-        for pump in due:
-            mine = raw.filter(pc.equal(raw["pump_id"], pump))
-            for name, found in _derive(pump, mine, known, policy).items():
-                derived[name].append(found)
+        known, policy, decided = _orders(lake), settings.load(root).facts, _shaping(in_force(lake))
+        for found in _derive(lake.raw(bucket, due), known, policy, decided):
+            for name, rows in found.items():
+                derived[name].append(rows)
         whole = {name: pa.concat_tables(parts).sort_by("pump_id") for name, parts in derived.items()}
         lake.publish("consolidate", bucket, whole, _months(whole), inputs)
     return {"bucket": bucket, "pumps": len(due)}
@@ -242,10 +272,12 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
 def derived_anew(root: Path, bucket: int) -> dict[str, pa.Table]:
     """The tables of a bucket as its captures give them now, all of them, without publishing anything."""
     lake = open_lake(root)
-    known, policy = _orders(lake), settings.load(root).facts
-    raw = lake.raw(bucket)
-    found = [_derive(pump, raw.filter(pc.equal(raw["pump_id"], pump)), known, policy) for pump in sorted(set(raw["pump_id"].to_pylist()))]
-    return {name: pa.concat_tables([schema.empty_table(), *(one[name] for one in found)]) for name, schema in CONSOLIDATED.items()}
+    known, policy, decided = _orders(lake), settings.load(root).facts, _shaping(in_force(lake))
+    derived: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in CONSOLIDATED.items()}
+    for found in _derive(lake.raw(bucket), known, policy, decided):
+        for name, rows in found.items():
+            derived[name].append(rows)
+    return {name: pa.concat_tables(parts) for name, parts in derived.items()}
 
 
 def _months(whole: Mapping[str, pa.Table]) -> dict[str, Any]:
@@ -277,6 +309,15 @@ def decode(capture: Capture) -> Decoded:
     return joined(())._replace(faults=table(FAULTS, [_unfit(capture, "decoder", why)]))
 
 
+def decode_all(captures: Sequence[Capture]) -> Decoded:
+    """What `decode` gives of each of these captures of one family, joined in their order; in one go where the family can."""
+    adapter = families().get(captures[0].family) if captures else None
+    if adapter is not None and hasattr(adapter, "decode_all"):
+        with suppress(Exception):  # read one by one, what fails is put aside, and it alone
+            return adapter.decode_all(captures)
+    return joined(decode(capture) for capture in captures)
+
+
 def _fault(capture: str, pump_id: str, part: str | None, code: str, why: str, raw: bytes) -> dict[str, Any]:
     return {
         "fault_id": fault_id(pump_id, code, capture, raw), "capture": capture, "part": part, "offset": 0, "pump_id": pump_id,
@@ -284,60 +325,159 @@ def _fault(capture: str, pump_id: str, part: str | None, code: str, why: str, ra
     }  # fmt: skip
 
 
-def facts_of(
-    pump_id: str, received: Sequence[Capture], known: Orders, policy: sessions.FactPolicy
-) -> tuple[Decoded, pa.Array, sessions.Facts]:
-    """All captures of one pump → what was decoded, the event of each record, and its facts."""
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """All captures of one pump: what was decoded, and its log; None where there is none, and the captures are put aside."""
+
+    pump_id: str
+    captures: tuple[Capture, ...]
+    decoded: Decoded
+    log: Log | None
+
+    def put_aside(self, why: str) -> Assembled:
+        """The same with its captures put aside."""
+        strangers = self.decoded.faults.filter(pc.equal(self.decoded.faults["code"], "family"))
+        own = _aside([_unfit(one, "derive", why) for one in self.captures])
+        return Assembled(self.pump_id, self.captures, own._replace(faults=pa.concat_tables([strangers, own.faults])), None)
+
+
+def assembled(pump_id: str, received: Sequence[Capture]) -> Assembled:
+    """Decodes and assembles all captures of one pump. Total: what cannot be read, or is of another family, is put aside."""
     named = pump_id.partition(":")[0]
     adapter = families().get(named)
+    own = tuple(sorted((capture for capture in received if capture.family == named), key=lambda capture: capture.sha256))
     strangers = [capture for capture in received if capture.family != named]
-    own = sorted((capture for capture in received if capture.family == named), key=lambda capture: capture.sha256)
-    put_aside = [_unfit(capture, "family", f"a capture of family {capture.family!r} names this pump") for capture in strangers]
-    if adapter is not None:
-        found = joined(decode(capture) for capture in own)
+    aside = [_unfit(capture, "family", f"a capture of family {capture.family!r} names this pump") for capture in strangers]
+    if adapter is None:
+        aside += [_unfit(capture, "decoder", f"there is no family {capture.family!r} here") for capture in own]
+        return Assembled(pump_id, own, _aside(aside), None)
+    found = decode_all(own)
+    told = found._replace(faults=pa.concat_tables([found.faults, table(FAULTS, aside)]))
+    try:
+        return Assembled(pump_id, own, told, adapter.assemble(pump_id, *found))
+    except Exception as error:  # one pump whose log cannot be assembled must not cost the others their night
+        aside += [_unfit(one, "derive", f"its log cannot be derived: {type(error).__name__}: {error}") for one in own]
+        return Assembled(pump_id, own, _aside(aside), None)
+
+
+def _aside(rows: Sequence[Mapping[str, Any]]) -> Decoded:
+    return joined(())._replace(faults=table(FAULTS, rows))
+
+
+def facts_of(
+    one: Assembled, known: Orders, policy: sessions.FactPolicy, decided: Iterable[Decision] = ()
+) -> tuple[Assembled, sessions.Facts]:
+    """The facts of one pump; where its log cannot be derived its captures are put aside."""
+    if one.log is not None:
         try:
-            log = adapter.assemble(pump_id, *found)
-            told = found._replace(faults=pa.concat_tables([found.faults, table(FAULTS, put_aside)]))
-            return told, log.event_of_record, sessions.derive(log, known, policy)
+            return one, sessions.derive(one.log, known, policy, decided)
         except Exception as error:  # one pump whose log cannot be derived must not cost the others their night
-            put_aside += [_unfit(capture, "derive", f"its log cannot be derived: {type(error).__name__}: {error}") for capture in own]
-    else:
-        put_aside += [_unfit(capture, "decoder", f"there is no family {capture.family!r} here") for capture in own]
+            one = one.put_aside(f"its log cannot be derived: {type(error).__name__}: {error}")
     nothing = (schema.empty_table() for schema in (tables.EVENTS, tables.SESSIONS, tables.INTERVALS, tables.SETUPS, tables.DOUBTS))
-    empty = table(LAKE_RECORDS, [])["event_id"].combine_chunks()
-    return joined(())._replace(faults=table(FAULTS, put_aside)), empty, sessions.Facts(*nothing)
+    return one, sessions.Facts(*nothing)
+
+
+def _disagreements(one: Assembled) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The totals of the pump itself that are not what its events add up to; and a fault where they cannot be checked."""
+    adapter = families().get(one.pump_id.partition(":")[0])
+    if one.log is None or not one.captures or adapter is None or not hasattr(adapter, "cross_check"):
+        return [], []
+    last = one.captures[-1]
+    try:
+        return totals.disagreements(adapter.cross_check(one.log.events)), []
+    except Exception as error:  # a check that fails must not cost the facts
+        why = f"its totals cannot be checked: {type(error).__name__}: {error}"
+        return [], [_fault(last.sha256, one.pump_id, last.part, "check", why, b"")]
 
 
 def _unfit(capture: Capture, code: str, why: str) -> dict[str, Any]:
     return _fault(capture.sha256, capture.pump_id, capture.part, code, why, capture.data)
 
 
-def _derive(pump: str, raw: pa.Table, known: Orders, policy: sessions.FactPolicy) -> dict[str, pa.Table]:
+_BLOCK = 1_000_000
+"""Events that are derived at once."""
+
+
+def _derive(
+    raw: pa.Table, known: Orders, policy: sessions.FactPolicy, decided: Mapping[str, Sequence[Decision]]
+) -> Iterable[dict[str, pa.Table]]:
+    """The tables of the pumps of some captures, in parts: pumps without decisions many at once, so that the kernels pay."""
+    waiting: list[tuple[pa.Table, Assembled]] = []
+    size = 0
+    for mine in _by_pump(raw):
+        one = assembled(mine["pump_id"][0].as_py(), captures(mine))
+        if decided.get(one.pump_id) or one.log is None:
+            yield from _alone(mine, one, known, policy, decided.get(one.pump_id, ()))
+            continue
+        waiting.append((mine, one))
+        size += one.log.events.num_rows
+        if size >= _BLOCK:
+            yield from _together(waiting, known, policy)
+            waiting, size = [], 0
+    yield from _together(waiting, known, policy)
+
+
+def _by_pump(raw: pa.Table) -> Iterable[pa.Table]:
+    """The captures of each pump, sorted by pump."""
+    raw = raw.sort_by("pump_id")
+    pumps = raw["pump_id"].to_pylist()
+    begins = [row for row, pump in enumerate(pumps) if row == 0 or pump != pumps[row - 1]]
+    for begin, end in zip(begins, [*begins[1:], len(pumps)], strict=True):
+        yield raw.slice(begin, end - begin)
+
+
+def _alone(
+    raw: pa.Table, one: Assembled, known: Orders, policy: sessions.FactPolicy, decided: Sequence[Decision]
+) -> Iterable[dict[str, pa.Table]]:
+    one, facts = facts_of(one, known, policy, decided)
+    yield _tables(facts)
+    yield _about(raw, one, facts.events)
+
+
+def _together(pumps: Sequence[tuple[pa.Table, Assembled]], known: Orders, policy: sessions.FactPolicy) -> Iterable[dict[str, pa.Table]]:
+    logs = [one.log for _, one in pumps if one.log is not None]
+    block = Block.of([one.pump_id for _, one in pumps], logs)
+    try:
+        facts = sessions.derive_all(block, known, policy)
+    except Exception:  # one of them cannot be derived: each alone, so that it alone is put aside
+        for raw, one in pumps:
+            yield from _alone(raw, one, known, policy, ())
+        return
+    yield _tables(facts)
+    begin = 0
+    for (raw, one), log in zip(pumps, logs, strict=True):
+        yield _about(raw, one, facts.events.slice(begin, log.events.num_rows))
+        begin += log.events.num_rows
+
+
+def _tables(facts: sessions.Facts) -> dict[str, pa.Table]:
+    return {name: getattr(facts, name) for name in ("events", "sessions", "intervals", "setups", "doubts")}
+
+
+def _about(raw: pa.Table, one: Assembled, events: pa.Table) -> dict[str, pa.Table]:
+    """Records, faults and the row of PUMPS of one pump, whose events these are."""
     refused = raw.filter(pc.is_valid(raw["refused"])).to_pylist()
-    decoded, event_ids, facts = facts_of(pump, captures(raw), known, policy)
-    records = decoded.records.append_column(LAKE_RECORDS.field("event_id"), event_ids)
     lost = [_fault(row["sha256"], "", row["part"], "refused", row["refused"], row["data"]) for row in refused]
-    kinds = facts.events["kind"].to_pylist()
-    holes = sum(kind in HOLES for kind in kinds)
-    times = [pc.max(facts.events["time"]).as_py(), pc.max(decoded.anchors["utc"]).as_py()]
+    of_record = one.log.event_of_record if one.log is not None else table(LAKE_RECORDS, [])["event_id"].combine_chunks()
+    records = one.decoded.records.append_column(LAKE_RECORDS.field("event_id"), of_record)
+    checks, failed = _disagreements(one)
+    faults = pa.concat_tables([one.decoded.faults, table(FAULTS, lost + failed)])
+    holes = pc.sum(pc.is_in(events["kind"], value_set=pa.array(sorted(HOLES), pa.string()))).as_py() or 0
+    times = [pc.max(events["time"]).as_py(), pc.max(one.decoded.anchors["utc"]).as_py()]
     about = {
-        "pump_id": pump,
+        "pump_id": one.pump_id,
         "captures": raw.num_rows,
         "records": records.num_rows,
-        "events": len(kinds) - holes,
-        "repeats": records.num_rows - len(set(event_ids.to_pylist())),
-        "faults": decoded.faults.num_rows + len(lost),
+        "events": events.num_rows - holes,
+        "repeats": records.num_rows - pc.count_distinct(of_record).as_py(),
+        "faults": faults.num_rows - len(failed),
         "holes": holes,
         "seen_to": max((moment for moment in times if moment is not None), default=None),
+        "disagreements": checks,
     }
     return {
         "records": records.select(LAKE_RECORDS.names).cast(LAKE_RECORDS),
-        "faults": pa.concat_tables([decoded.faults, table(FAULTS, lost)]),
-        "events": facts.events,
-        "sessions": facts.sessions,
-        "intervals": facts.intervals,
-        "setups": facts.setups,
-        "doubts": facts.doubts,
+        "faults": faults,
         "pumps": tables.rows_to_table(tables.PUMPS, [about]),
     }
 
@@ -349,9 +489,9 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
     """Derives lines, days and worklist of the patients of a bucket whose inputs changed, and publishes the bucket."""
     lake = open_lake(root)
     with lake.lock("bill", bucket):
-        known = _orders(lake)
-        unsynced = _unsynced(lake, bucket, known)
-        inputs = _bill_inputs(lake, bucket, known, unsynced)
+        known, decided, taken = _orders(lake), in_force(lake), people.released(lake)
+        unsynced = _unsynced(lake, bucket, known, decided)
+        inputs = _bill_inputs(lake, bucket, known, unsynced, decided, taken)
         current = lake.current("bill", bucket)
         before = dict(current.inputs) if current else {}
         if inputs == before:
@@ -359,16 +499,17 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
         patients = [name.removeprefix(_PATIENT) for name in inputs if name.startswith(_PATIENT)]
         due = [patient for patient in patients if before.get(_PATIENT + patient) != inputs[_PATIENT + patient]]
         kept = pa.array(sorted(set(patients) - set(due)), pa.string())
-        found = _bill_patients(lake, due, known)
+        found, _ = billed(lake, due, known, decided, taken)
         whole = {}
         for name, schema in BILLED.items():
             old = lake.read(name, schema, buckets=[bucket])
             mine = pc.is_in(old["patient_id"], value_set=kept)
             if name == "worklist":
-                of_patient = pc.and_(pc.is_valid(old["order_id"]), pc.not_equal(old["code"], "NOT_SYNCED"))
+                of_patient = pc.or_(pc.is_valid(old["order_id"]), pc.equal(old["code"], decisions.DECISION_LAPSED))
+                of_patient = pc.and_(of_patient, pc.not_equal(old["code"], "NOT_SYNCED"))
                 mine = pc.and_(mine, of_patient)
             whole[name] = pa.concat_tables([old.filter(mine), getattr(found, name)])
-        whole["worklist"] = pa.concat_tables([whole["worklist"], _pump_items(lake, bucket, known), unsynced])
+        whole["worklist"] = pa.concat_tables([whole["worklist"], _pump_items(lake, bucket, known, decided), unsynced])
         order = {"lines": billing.LINE_ORDER, "days": billing.DAY_ORDER, "worklist": billing.WORKLIST_ORDER}
         whole = {name: rows.sort_by([(column, "ascending") for column in order[name]]) for name, rows in whole.items()}
         days = {"lines": "service_date", "worklist": "service_date", "days": "date"}
@@ -376,11 +517,15 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
     return {"bucket": bucket, "patients": len(due)}
 
 
-def _patients(lake: Lake, bucket: int, known: Orders) -> list[str]:
-    return [patient for patient in known.patients() if lake.bucket_of(patient) == bucket]
+def _patients(lake: Lake, bucket: int, known: Orders, taken: pa.Table) -> list[str]:
+    """Those that have an order, and those of whom lines were released."""
+    every = sorted({*known.patients(), *taken["patient_id"].to_pylist()})
+    return [patient for patient in every if lake.bucket_of(patient) == bucket]
 
 
-def _bill_inputs(lake: Lake, bucket: int, known: Orders, unsynced: pa.Table) -> dict[str, str]:
+def _bill_inputs(
+    lake: Lake, bucket: int, known: Orders, unsynced: pa.Table, decided: Sequence[Decision], taken: pa.Table
+) -> dict[str, str]:
     """Of each patient of a bucket, and of its pumps, the hash of all that is billed from."""
     pumps: dict[str, str] = {}
     for other in range(lake.buckets):
@@ -388,17 +533,27 @@ def _bill_inputs(lake: Lake, bucket: int, known: Orders, unsynced: pa.Table) -> 
         pumps.update(current.inputs if current else {})
     policy = asdict(settings.load(lake.root).facts)
     found = {}
-    for patient in _patients(lake, bucket, known):
+    rows_of: dict[str, list[tuple[Any, ...]]] = {}
+    for row in taken.select(["patient_id", "pump_ids", "line_id", "revision", "release_id"]).to_pylist():
+        for name in (_PATIENT + row["patient_id"], *(_PUMP + pump for pump in row["pump_ids"])):
+            rows_of.setdefault(name, []).append((row["line_id"], row["revision"], row["release_id"]))
+    for patient in _patients(lake, bucket, known, taken):
         mine = known.of_patient(patient)
         rules = sorted({rule_sets()[order.rule_set].sha256 for order in mine})
         rows = [order for own in sorted({order.order_id for order in mine}) for order in known.of_id(own)]
         facts = [pumps.get(_PUMP + pump) for pump in sorted({order.pump_id for order in rows})]
-        found[_PATIENT + patient] = _hash(code_version(), policy, rules, rows, facts)
+        released = {row for name in (_PATIENT + patient, *(_PUMP + order.pump_id for order in mine)) for row in rows_of.get(name, ())}
+        decisions_ = _ids(one for one in decided if one.patient_id == patient)
+        found[_PATIENT + patient] = _hash(code_version(), policy, rules, rows, facts, decisions_, sorted(released))
     own = sorted((name, sha) for name, sha in pumps.items() if lake.bucket_of(name.removeprefix(_PUMP)) == bucket)
-    return {**found, "pumps": _hash(own), "not synced": _hash(unsynced.to_pylist())}
+    of_items = _ids(one for one in decided if one.action == decisions.CLEAR and one.encounter_id is None)
+    return {**found, "pumps": _hash(own, of_items), "not synced": _hash(unsynced.to_pylist())}
 
 
-def _bill_patients(lake: Lake, patients: Sequence[str], known: Orders) -> billing.Bill:
+def billed(
+    lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table
+) -> tuple[billing.Bill, list[decisions.Case]]:
+    """The lines of some patients from the facts that are published, and what decisions can be about; publishes nothing."""
     pumps = {order.pump_id for patient in patients for order in known.of_patient(patient)}
     where = sorted({lake.bucket_of(pump) for pump in pumps})
     names = pa.array(sorted(pumps), pa.string())
@@ -415,19 +570,62 @@ def _bill_patients(lake: Lake, patients: Sequence[str], known: Orders) -> billin
         of("setups", tables.SETUPS),
         of("doubts", tables.DOUBTS),
     )
-    return billing.bill(facts, known, rule_sets(), asdict(settings.load(lake.root).facts))
+    of_pumps = [not pumps.isdisjoint(row) for row in taken["pump_ids"].to_pylist()]
+    mine = pc.or_(pc.is_in(taken["patient_id"], value_set=wanted), pa.array(of_pumps, pa.bool_()))
+    released = taken.filter(mine).to_pylist()
+    policy = asdict(settings.load(lake.root).facts)
+    return billing.settled(facts, known, rule_sets(), policy, decided, released, patients)
 
 
-def _pump_items(lake: Lake, bucket: int, known: Orders) -> pa.Table:
-    sessions_, doubts = (lake.read(name, CONSOLIDATED[name], buckets=[bucket]) for name in ("sessions", "doubts"))
-    return billing.pump_items(sessions_, doubts, known)
+def _pump_items(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision]) -> pa.Table:
+    sessions_, doubts, pumps = (lake.read(name, CONSOLIDATED[name], buckets=[bucket]) for name in ("sessions", "doubts", "pumps"))
+    checks = [check for row in pumps["disagreements"].to_pylist() for check in row]
+    return billing.pump_items(sessions_, doubts, known, decided, checks)
 
 
-def _unsynced(lake: Lake, bucket: int, known: Orders) -> pa.Table:
+def _unsynced(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision]) -> pa.Table:
     rows = lake.read("pumps", tables.PUMPS, columns=["pump_id", "seen_to"]).to_pylist()
     seen = {row["pump_id"]: _ms(row["seen_to"]) for row in rows if row["seen_to"] is not None}
-    mine = [order for patient in _patients(lake, bucket, known) for order in known.of_patient(patient)]
-    return billing.not_synced(mine, seen, max(seen.values(), default=None))
+    mine = [order for order in known.all if lake.bucket_of(order.patient_id) == bucket]
+    return billing.not_synced(mine, seen, max(seen.values(), default=None), decided)
+
+
+def stale(root: Path) -> bool:
+    """Whether something was received, ordered, decided or released that the tables do not show yet."""
+    lake = open_lake(root)
+    known, decided, taken = _orders(lake), in_force(lake), people.released(lake)
+    for bucket in range(lake.buckets):
+        current = lake.current("bill", bucket)
+        inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
+        if _changed(lake, bucket) or inputs != (dict(current.inputs) if current else {}):
+            return True
+    return False
+
+
+def shown_at_once(root: Path, pump: str | None = None) -> bool:
+    """Derives what a decision about a pump, or about lines alone, or a release changed; False where a run that is under way will."""
+    lake = open_lake(root)
+    try:
+        if pump is not None:
+            consolidate(root, lake.bucket_of(pump))
+        for bucket in range(lake.buckets):
+            bill(root, bucket)
+    except StorageError as error:
+        if error.code != "busy":
+            raise
+        return False
+    return True
+
+
+def base_of(lake: Lake, pump: str) -> sessions.Facts:
+    """The facts of a pump as its captures give them without any decision."""
+    raw = lake.raw(lake.bucket_of(pump), [pump])
+    return facts_of(assembled(pump, captures(raw)), _orders(lake), settings.load(lake.root).facts)[1]
+
+
+def orders_of(lake: Lake) -> Orders:
+    """The orders in force."""
+    return _orders(lake)
 
 
 def _ms(moment: datetime) -> int:
@@ -441,12 +639,13 @@ def nightly(
     root: Path,
     *,
     orders_file: Path | None = None,
+    none_meant: bool = False,
     day: date | None = None,
     store: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> Page:
-    """Store → raw → facts → lines, and the night's one page. `progress` hears (step, done, of how many)."""
-    known = take_orders(root, orders_file)
+    """Store → raw → facts → lines, and the night's one page. `none_meant` as of `take_orders`; `progress` hears (step, done, how many)."""
+    known = take_orders(root, orders_file, none_meant=none_meant)
     drained = drain(root, store)
     progress("received", drained["received"], drained["received"])
     lake = open_lake(root)
@@ -470,7 +669,11 @@ def _line_ids(lake: Lake) -> set[tuple[Any, ...]]:
 def _page(lake: Lake, known: Orders, day: date | None, drained: Mapping[str, Any], before: set[tuple[Any, ...]]) -> Page:
     pumps = lake.read("pumps", tables.PUMPS).to_pylist()
     lines = lake.read("lines", tables.LINES, columns=["state"])["state"].to_pylist()
-    items = lake.read("worklist", tables.WORKLIST, columns=["severity"])["severity"].to_pylist()
+    items = [
+        row["severity"]
+        for row in lake.read("worklist", tables.WORKLIST, columns=["severity", "state"]).to_pylist()
+        if row["state"] == "open"
+    ]
     minutes = lake.read("sessions", tables.SESSIONS, columns=["infusing_s"])["infusing_s"].to_pylist()
     horizon = max((row["seen_to"] for row in pumps if row["seen_to"] is not None), default=None)
     shown = day or (horizon.date() if horizon else datetime.now(UTC).date())

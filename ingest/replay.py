@@ -317,7 +317,8 @@ class Reading:
     def facts(self) -> Mapping[str, Facts]:
         """Of each pump what its captures give: events, sessions, set-ups; without orders."""
         for pump in sorted(self._stale):
-            _, _, self._facts[pump] = night.facts_of(pump, list(self._captures[pump].values()), Orders(()), FactPolicy())
+            received = night.assembled(pump, list(self._captures[pump].values()))
+            _, self._facts[pump] = night.facts_of(received, Orders(()), FactPolicy())
         self._stale.clear()
         return self._facts
 
@@ -403,10 +404,18 @@ def in_time(captures: Iterable[Capture]) -> list[tuple[datetime, Capture]]:
     """Captures by the time (pump's clock) of their last record, each with it; cut small first, where its family splits."""
     timed: list[tuple[datetime, int, Capture]] = []
     for capture in captures:
-        split: Callable[[Capture, int], list[Capture]] | None = getattr(families.families().get(capture.family), "split", None)
-        for part in split(capture, _BATCH_BYTES) if split and len(capture.data) > _BATCH_BYTES else [capture]:
+        for part in _batches(capture):
             timed.append((_last_time(part), len(timed), part))
     return [(moment, capture) for moment, _, capture in sorted(timed, key=lambda one: one[:2])]
+
+
+def _batches(capture: Capture) -> list[Capture]:
+    """A capture as small ones, so that it is not all played at once; itself where its family cannot cut it."""
+    split: Callable[[Capture, int], list[Capture]] | None = getattr(families.families().get(capture.family), "split", None)
+    try:
+        return split(capture, _BATCH_BYTES) if split else [capture]
+    except InputError:
+        return [capture]
 
 
 def _last_time(capture: Capture) -> datetime:

@@ -62,7 +62,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHIN
 
 _PENDING = """
 SELECT id, sha256, data, family, pump_id, model, part, pump_clock, utc, round_trip_ms, after, received_ms, via, refused
-FROM payloads JOIN heads USING (id) WHERE id > ? AND id <= ? ORDER BY id LIMIT 1
+FROM payloads JOIN heads USING (id) WHERE id > ?1 AND id <= ?2 AND (?3 IS NULL OR pump_id = ?3) ORDER BY id LIMIT 1
 """
 
 
@@ -150,23 +150,38 @@ class Store:
             for sha, data_sha, size, family, pump, model, part in rows
         ]
 
-    def pending(self) -> Iterator[tuple[Capture, Arrival]]:
-        """What still has its bytes here, refused payloads too, in order of arrival: what had arrived when the first was asked for.
+    def arrivals(self, pump_id: str) -> list[tuple[str, Arrival]]:
+        """SHA-256 and arrival of every capture ever kept of a pump, in order of arrival, dropped ones too."""
+        rows = self._all("SELECT sha256, received_ms, via FROM heads WHERE pump_id = ? AND refused IS NULL ORDER BY id", pump_id)
+        return [(sha, Arrival(_EPOCH + received_ms * _MS, via)) for sha, received_ms, via in rows]
+
+    def pending(self, pump_id: str | None = None) -> Iterator[tuple[Capture, Arrival]]:
+        """What still has its bytes here, refused payloads too, or what one pump has: in order of arrival, as it was at the first one.
 
         One at a time, without holding a lock meanwhile: appending and dropping may go on. Raises StorageError where bytes no longer
         match their hash.
         """
         ((last,),) = self._all("SELECT coalesce(max(id), 0) FROM payloads")
         seen = 0
-        while rows := self._all(_PENDING, seen, last):
-            ((seen, sha, data, family, pump_id, model, part, clock, utc, trip, after, received_ms, via, refused),) = rows
+        while rows := self._all(_PENDING, seen, last, pump_id):
+            ((seen, sha, data, family, pump, model, part, clock, utc, trip, after, received_ms, via, refused),) = rows
             anchor = clock and Anchor(
                 pump_clock=datetime.fromisoformat(clock), utc=datetime.fromisoformat(utc), round_trip_ms=trip, after=after
             )
-            capture = Capture(data=data, family=family, pump_id=pump_id, model=model, part=part, anchor=anchor)
+            capture = Capture(data=data, family=family, pump_id=pump, model=model, part=part, anchor=anchor)
             if capture.sha256 != sha:
-                raise self._damaged(f"The bytes of capture {sha[:12]}… of {masked(pump_id)} do not match their hash.")
+                raise self._damaged(f"The bytes of capture {sha[:12]}… of {masked(pump)} do not match their hash.")
             yield capture, Arrival(_EPOCH + received_ms * _MS, via, refused)
+
+    def renew(self, captures: Iterable[tuple[Capture, Arrival]]) -> None:
+        """As `append`, but of what was dropped the bytes are kept here anew; its arrival stays the first one."""
+        rows = [_row(capture, arrival) for capture, arrival in captures]
+        with self._guard(), self._transaction():
+            for head, data in rows:
+                self._db.execute(_INSERT_HEAD, head).fetchall()
+                self._db.execute(
+                    "INSERT INTO payloads (id, data) SELECT id, ? FROM heads WHERE sha256 = ? ON CONFLICT DO NOTHING", (data, head[0])
+                )
 
     def drop(self, shas: Iterable[str]) -> None:
         """Forgets the bytes of these captures, and keeps their hashes and heads for ever. One that is not here is no error."""
@@ -220,7 +235,7 @@ class Store:
         ((value,),) = self._db.execute(statement)
         return value
 
-    def _all(self, statement: str, *bindings: str | int) -> list[tuple[Any, ...]]:
+    def _all(self, statement: str, *bindings: str | int | None) -> list[tuple[Any, ...]]:
         with self._guard():
             return self._db.execute(statement, bindings).fetchall()
 

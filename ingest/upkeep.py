@@ -13,21 +13,9 @@ import pyarrow.compute as pc
 
 from devices.contract import FAULTS
 from devices.errors import InputError
-from ingest import files, night
+from ingest import files, night, people
 from ingest.lake import Lake, captures, months_of
 from transforms.tables import identify, rows_to_table
-
-AUDIT = pa.schema(
-    [
-        pa.field("entry_id", pa.string(), nullable=False),
-        pa.field("at", pa.timestamp("ms", "UTC"), nullable=False),
-        pa.field("who", pa.string(), nullable=False),
-        pa.field("what", pa.string(), nullable=False),
-        pa.field("about", pa.string(), nullable=False),
-        pa.field("note", pa.string(), nullable=False),
-    ]
-)
-"""What people did, append-only: who, when, what, about what, and why."""
 
 _DISCARD = "quarantine discard"
 _SHORTEST = 6
@@ -65,8 +53,9 @@ def verify(root: Path, progress: Callable[[str, int, int], None] = lambda step, 
 
 
 def verify_files(root: Path) -> list[Finding]:
-    """The first half of `verify`: every file that a manifest names is there with its bytes, and the chain of raw/ is whole."""
-    return [Finding(problem.code, problem.message) for problem in Lake.open(root).verify_files()]
+    """The first half of `verify`: every file that a manifest names is there with its bytes, and all chains are whole."""
+    lake = Lake.open(root)
+    return [Finding(problem.code, problem.message) for problem in (*lake.verify_files(), *people.verify(lake))]
 
 
 def _sorted(rows: pa.Table) -> pa.Table:
@@ -117,10 +106,10 @@ def discard(lake: Lake, ident: str, *, by: str, note: str) -> None:
         "about": about["fault_id"],
         "note": note,
     }
-    row = rows_to_table(AUDIT, [entry])
+    row = rows_to_table(people.AUDIT, [entry])
     lake.append("audit", 0, row, months_of(row["at"]), key="entry_id")
 
 
 def _discarded(lake: Lake) -> set[str]:
-    rows = lake.read("audit", AUDIT).to_pylist()
+    rows = lake.read("audit", people.AUDIT).to_pylist()
     return {row["about"] for row in rows if row["what"] == _DISCARD}

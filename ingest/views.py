@@ -61,6 +61,21 @@ def select(
     the others. Raises InputError where there is no such table, month or state, or the table lacks the column of a filter; StorageError.
     """
     view = _view(table)
+    wanted = filters(table, patient=patient, payer=payer, state=state)
+    rows = lake.read(table, view.schema, months=months(month))
+    for column, value in wanted.items():
+        rows = rows.filter(pc.equal(rows[column], value))
+    return rows.sort_by(list(view.sort)).combine_chunks()
+
+
+def schema(table: str) -> pa.Schema:
+    """The columns of a table that is pulled. Raises InputError where there is no such table."""
+    return _view(table).schema
+
+
+def filters(table: str, *, patient: str | None = None, payer: str | None = None, state: str | None = None) -> dict[str, str]:
+    """What the columns of a table have to be. Raises InputError where it never has this state, or lacks the column of a filter."""
+    view = _view(table)
     if state is not None and view.states and state not in view.states:
         raise InputError(f"No row of {table} is ever {state!r}.", do=f"The states are {', '.join(view.states)}.", code="state")
     wanted = {"patient_id": patient, "payer": payer, "state": state}
@@ -72,11 +87,7 @@ def select(
                 do=f"Leave the filter out; {', '.join(t for t in _VIEWS if column in _VIEWS[t].schema.names)} have it.",
                 code="filter",
             )
-    rows = lake.read(table, view.schema, months=months(month))
-    for column, value in wanted.items():
-        if value is not None:
-            rows = rows.filter(pc.equal(rows[column], value))
-    return rows.sort_by(list(view.sort)).combine_chunks()
+    return {column: value for column, value in wanted.items() if value is not None}
 
 
 def months(month: str | None) -> list[str] | None:
@@ -301,7 +312,7 @@ def _noun(name: str, count: int) -> str:
     return many[:-1] if count == 1 else many
 
 
-_STYLES = {"ready": "green", "hold": "yellow", "uncertain": "yellow", "open": "cyan", "void": "dim"}
+_STYLES = {"released": "blue", "ready": "green", "hold": "yellow", "uncertain": "yellow", "open": "cyan", "void": "dim"}
 
 
 def _minute(column: str, fallback: str = "") -> Callable[[Mapping[str, Any]], str]:
@@ -399,7 +410,30 @@ _VIEWS: Mapping[str, _View] = {
             ("minutes ", _of("minutes")),
             ("state", _of("state")),
             ("held by", _of("reasons")),
+            ("release", _id("release_id")),
             ("id", _id("line_id")),
+            ("rev ", _of("revision")),
+        ),
+    ),
+    "amendments": _View(
+        tables.AMENDMENTS,
+        _sorted("patient_id", "order_id", "released_date", "service_date", "released_code", "code", "released", "line_id"),
+        ("ready", "hold", "released", "void"),
+        (
+            ("patient", _of("patient_id")),
+            ("payer", _of("payer")),
+            ("released", _of("released_date")),
+            ("code", _of("released_code")),
+            ("units ", _of("released_units")),
+            ("minutes ", _of("released_minutes")),
+            ("now", _of("service_date")),
+            ("code", _of("code")),
+            ("units ", _of("units")),
+            ("minutes ", _of("minutes")),
+            ("state", _of("state")),
+            ("held by", _of("reasons")),
+            ("line", lambda row: (row["line_id"] or row["void"])[:10]),
+            ("taken by", _id("taken_by")),
         ),
     ),
     "worklist": _View(

@@ -298,17 +298,19 @@ def stretches(read: Read) -> list[Stretch]:
     cuts: list[str] = []
     now: Stretch | None = None
     base = shift = mark = 0
+    stepped = False
     for row, event in enumerate(read.log):
         if event is None:
-            now, cuts = None, ["LOG_GAP"]
+            now, cuts, stepped = None, ["LOG_GAP"], False
             continue
         clock = printed_s(event.said["pump_time"])
         named = clock - base - shift
         lost = (event.kind == "clock_change" and event.said.get("reason") == "loss") or (
             event.kind == "alarm_raised" and event.said.get("alarm_class") == "clock_lost"
         )
-        if lost or (now is not None and event.kind != "bolus_delivered" and named < mark - STEP_S):
+        if lost or stepped or (now is not None and event.kind != "bolus_delivered" and named < mark - STEP_S):
             now, cuts = None, [*cuts, "CLOCK_UNCERTAIN"]
+        stepped = False
         if now is None:
             now = Stretch([], cuts, base=clock)
             if not found and cuts == ["CLOCK_UNCERTAIN"]:
@@ -323,8 +325,12 @@ def stretches(read: Read) -> list[Stretch]:
                 now.disputed.add(BEHIND)
         for place, told, utc in read.anchors:
             there = told - base - shift
-            if place == row and there >= mark - STEP_S:
+            if place != row:
+                continue
+            if there >= mark - STEP_S:
                 now.lines.append((len(now.events) - 1, there, utc))
+            else:
+                stepped = True
     if cuts:
         found.append(Stretch([], cuts))
     elif found:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -17,8 +17,9 @@ import pyarrow as pa
 from transforms import tables
 from transforms.codes import SAYS
 from transforms.days import Day, days_of, split_by_day
+from transforms.decisions import Case, Decision, Review, answered
 from transforms.encounters import Encounter, Facts, Span, count, encounters_of, spans_of
-from transforms.holds import Reach, dwells, hold, reach_of, reached
+from transforms.holds import Reach, causes, dwells, hold, reach_causes, reach_of, reached
 from transforms.orders import Order, Orders
 from transforms.ruleset import RuleSet
 from transforms.tables import identify, rows_to_table
@@ -36,10 +37,36 @@ class Bill:
     days: pa.Table
 
 
-def bill(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_policies: Mapping[str, Any]) -> Bill:
-    """The candidate lines, worklist and therapy days of some patients: `facts` are all those of their orders' pumps."""
-    work = Worklist()
+def bill(
+    facts: Facts,
+    orders: Orders,
+    rule_sets: Mapping[str, RuleSet],
+    fact_policies: Mapping[str, Any],
+    decided: Iterable[Decision] = (),
+    released: Iterable[dict[str, Any]] = (),
+) -> Bill:
+    """The candidate lines, worklist and therapy days of some patients: `facts` are all those of their orders' pumps.
+
+    `decided` are the decisions in force about these patients and pumps, `released` the rows of LINES that releases hold of them.
+    """
+    return settled(facts, orders, rule_sets, fact_policies, decided, released)[0]
+
+
+def settled(
+    facts: Facts,
+    orders: Orders,
+    rule_sets: Mapping[str, RuleSet],
+    fact_policies: Mapping[str, Any],
+    decided: Iterable[Decision] = (),
+    released: Iterable[dict[str, Any]] = (),
+    patients: Iterable[str] | None = None,
+) -> tuple[Bill, list[Case]]:
+    """As `bill`, with what decisions can be about; of these patients alone, if any are named: what else was released is looked at only."""
+    policies = {name: rules.policies_json(fact_policies) for name, rules in rule_sets.items()}
+    review = Review(decided, released, _applied(facts))
+    work = Worklist(facts.doubts)
     spans = spans_of(facts, orders)
+    every: list[Case] = []
     setups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for setup in facts.setups.to_pylist():
         if setup["session_id"] is not None:
@@ -51,47 +78,57 @@ def bill(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet], fact_po
     by_patient: dict[str, list[Span]] = defaultdict(list)
     for span in spans:
         by_patient[span.order.patient_id].append(span)
-    for _, mine in sorted(by_patient.items()):
+    for patient in sorted({*by_patient, *review.patients()} if patients is None else set(patients)):
+        mine = by_patient.get(patient, [])
         by_time = [span for span in mine if rule_sets[span.order.rule_set].basis != "day"]
         encounters = encounters_of(by_time, rule_sets)
         for encounter in encounters:
             count(encounter, setups)
         hold(encounters, mine, doubts, orders)
-        for encounter in encounters:
-            found = _lines(encounter, fact_policies)
-            lines += found
-            work.encounter(encounter, found)
         for encounter in dwells(encounters):
-            work.add("SITE_DWELL_LONG", encounter)
+            encounter.codes.add("SITE_DWELL_LONG")
+        cases = [_case(encounter, encounters, mine, doubts, orders, policies) for encounter in encounters]
         for day in days_of(mine):
             days.append(day.row)
             rules = rule_sets[day.order.rule_set]
             if rules.basis == "day":
                 if day.order.order_id not in reaches:
                     reaches[day.order.order_id] = reach_of(doubts, day.order, orders)
-                line = _day_line(day, rules, reaches[day.order.order_id], fact_policies)
-                lines.append(line)
-                work.day(day, line, rules)
-    return Bill(
+                cases.append(_day_case(day, rules, reaches[day.order.order_id], doubts, orders, policies))
+        lines += review.settle(patient, cases, {order.pump_id for order in orders.of_patient(patient)})
+        for case in cases:
+            work.case(case)
+        work.decisions(cases, review.shaping(patient), review.lapsed(patient))
+        every += cases
+    billed = Bill(
         rows_to_table(tables.LINES, lines, sort=LINE_ORDER),
         work.table(),
         rows_to_table(tables.DAYS, days, sort=DAY_ORDER),
     )
+    return billed, every
 
 
-LINE_ORDER = ("patient_id", "service_date", "order_id", "line_id")
+def _applied(facts: Facts) -> set[str]:
+    """The decisions that shaped these facts."""
+    return {one for rows in (facts.sessions, facts.setups) for told in rows["decisions"].to_pylist() for one in told}
+
+
+LINE_ORDER = ("patient_id", "service_date", "order_id", "line_id", "revision")
 DAY_ORDER = ("patient_id", "order_id", "date")
 
 
-def pump_items(sessions: pa.Table, doubts: pa.Table, orders: Orders) -> pa.Table:
-    """The WORKLIST items of pumps rather than patients: deliveries without an order, and cuts in a log."""
+def pump_items(
+    sessions: pa.Table, doubts: pa.Table, orders: Orders, decided: Iterable[Decision] = (), checks: Iterable[Mapping[str, Any]] = ()
+) -> pa.Table:
+    """The WORKLIST items of pumps rather than patients: deliveries without an order, cuts in a log, totals (`checks`) that disagree."""
     work = Worklist()
     work.unassigned(sessions.to_pylist())
     work.cuts(doubts.to_pylist(), orders)
-    return work.table()
+    work.totals(checks, orders)
+    return answered(work.table(), decided)
 
 
-def not_synced(orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: int | None) -> pa.Table:
+def not_synced(orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: int | None, decided: Iterable[Decision] = ()) -> pa.Table:
     """WORKLIST items for orders in force on dates that no capture of their pump reaches.
 
     `seen_ms` is, of each pump, the last UTC instant that its captures reach; `horizon_ms` the last that any pump's do: nothing is
@@ -100,21 +137,95 @@ def not_synced(orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: 
     work = Worklist()
     if horizon_ms is not None:
         work.not_synced(orders, seen_ms, horizon_ms)
-    return work.table()
+    return answered(work.table(), decided)
 
 
-def _lines(encounter: Encounter, fact_policies: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _case(
+    encounter: Encounter,
+    encounters: list[Encounter],
+    spans: list[Span],
+    doubts: list[dict[str, Any]],
+    orders: Orders,
+    policies: Mapping[str, str],
+) -> Case:
+    """An encounter as decisions are about it."""
+    found = _lines(encounter, policies)
+    holder = encounter.spans[0].row
+    return Case(
+        encounter.encounter_id,
+        tuple(span.row["session_id"] for span in encounter.spans),
+        _evidence(encounter.spans),
+        encounter.codes,
+        encounter.rules.holds,
+        found,
+        {
+            "patient_id": encounter.order.patient_id,
+            "pump_id": holder["pump_id"],
+            "payer": encounter.order.payer,
+            "order_id": encounter.order.order_id,
+            "session_id": holder["session_id"],
+            "line_id": found[0]["line_id"] if found else None,
+            "service_date": encounter.date,
+            "time": holder["start"],
+            "minutes_at_stake": encounter.stake,
+        },
+        causes=lambda code: causes(code, encounter, encounters, spans, doubts, orders),
+        say=lambda reasons: _explanation(encounter, reasons),
+        shaped=_shaped(encounter.spans, encounter.setups),
+        flags={
+            code: {name: span.row[column] for name, column in (("pump_id", "pump_id"), ("session_id", "session_id"), ("time", "start"))}
+            for span in reversed(encounter.spans)
+            for code in span.row["flags"]
+        },
+    )
+
+
+def _day_case(
+    day: Day, rules: RuleSet, reaches: set[Reach], doubts: list[dict[str, Any]], orders: Orders, policies: Mapping[str, str]
+) -> Case:
+    """A therapy day as decisions are about it: codes that do not hold are not looked for."""
+    line, codes, say = _day_line(day, rules, reaches, policies)
+    return Case(
+        line["encounter_id"],
+        tuple(line["session_ids"]),
+        line["evidence_hash"],
+        codes & rules.holds,
+        rules.holds,
+        [line],
+        {
+            **{name: line[name] for name in ("patient_id", "payer", "order_id", "line_id", "service_date")},
+            "pump_id": line["pump_ids"][0],
+            "session_id": line["session_ids"][0],
+            "time": line["start"],
+            "minutes_at_stake": (day.row["infusing_s"] + day.row["unknown_s"]) // 60,
+        },
+        causes=lambda code: [rules.version] if code == "NOT_IN_FORCE" else reach_causes(code, doubts, day.order, orders, [day.row["date"]]),
+        say=say,
+        shaped=_shaped(day.spans, ()),
+    )
+
+
+def _shaped(spans: Iterable[Span], setups: Iterable[dict[str, Any]]) -> set[str]:
+    """The decisions that shaped what a line rests on."""
+    return {one for row in (*(span.row for span in spans), *setups) for one in row["decisions"]}
+
+
+def _evidence(spans: Iterable[Span]) -> str:
+    return hashlib.sha256("\n".join(sorted(span.row["evidence_hash"] for span in spans)).encode()).hexdigest()
+
+
+def _lines(encounter: Encounter, policies: Mapping[str, str]) -> list[dict[str, Any]]:
     """The candidate lines of one encounter; of a rule set that only shows evidence, one without a code."""
     rules = encounter.rules
     if "NOT_IN_FORCE" in encounter.codes or not encounter.eligible:
         return []
     if rules.basis == "evidence":
-        return [_line(encounter, rules, encounter.date, "", 0, encounter.minutes, fact_policies)]
+        return [_line(encounter, rules, encounter.date, "", 0, encounter.minutes, policies)]
     if rules.policies.midnight == "start_date":
         units = sorted(encounter.units.items())
-        return [_line(encounter, rules, encounter.date, code, n, encounter.minutes, fact_policies) for code, n in units]
+        return [_line(encounter, rules, encounter.date, code, n, encounter.minutes, policies) for code, n in units]
     return [
-        _line(encounter, rules, day, code, n, minutes, fact_policies, str(day))
+        _line(encounter, rules, day, code, n, minutes, policies, str(day))
         for day, minutes, units in split_by_day(encounter)
         for code, n in sorted(units.items())
     ]
@@ -127,28 +238,26 @@ def _line(
     code: str,
     units: int,
     minutes: int,
-    fact_policies: Mapping[str, Any],
+    policies: Mapping[str, str],
     *key: str,
 ) -> dict[str, Any]:
-    reasons = [one for one in SAYS if one in encounter.codes and one in rules.holds]
     return {
-        **_common(encounter.spans, encounter.order, rules, fact_policies),
+        **_common(encounter.spans, encounter.order, rules, policies),
         "line_id": identify("line", encounter.encounter_id, code, rules.name, *key),
         "encounter_id": encounter.encounter_id,
         "service_date": day,
         "code": code,
         "units": units,
         "minutes": minutes,
-        "state": "hold" if reasons else "ready",
-        "reasons": reasons,
-        "explanation": _explanation(encounter, reasons),
         "ledger": [_entry(span, interval) for span in encounter.spans for interval in span.intervals],
         "event_ids": _events(encounter.spans, encounter.setups),
     }
 
 
-def _day_line(day: Day, rules: RuleSet, reaches: set[Reach], fact_policies: Mapping[str, Any]) -> dict[str, Any]:
-    """The per-diem line of one order and local date."""
+def _day_line(
+    day: Day, rules: RuleSet, reaches: set[Reach], policies: Mapping[str, str]
+) -> tuple[dict[str, Any], set[str], Callable[[list[str]], str]]:
+    """The per-diem line of one order and local date, the codes found of it, and its sentence for the reasons that hold it."""
     order, date_ = day.order, day.row["date"]
     codes = reached(reaches, date_) - {"SESSION_OPEN"}
     codes |= {"SESSION_OPEN" for span in day.spans if day.is_left_open(span)}
@@ -157,29 +266,30 @@ def _day_line(day: Day, rules: RuleSet, reaches: set[Reach], fact_policies: Mapp
         codes.add("NO_CODE")
     if not rules.in_force(date_):
         codes.add("NOT_IN_FORCE")
-    reasons = [code for code in SAYS if code in codes and code in rules.holds]
     code, why = told or ("", "no therapy names the drug")
     encounter_id = identify("day", order.patient_id, order.order_id, date_)
     minutes = day.row["infusing_s"] // 60
     kind = "continuous" if day.row["continuous"] else "intermittent"
-    held = "; held: " + " ".join(SAYS[one][0] for one in reasons).rstrip(".") if reasons else ""
-    return {
-        **_common(day.spans, order, rules, fact_policies),
+
+    def say(reasons: list[str]) -> str:
+        held = "; held: " + " ".join(SAYS[one][0] for one in reasons).rstrip(".") if reasons else ""
+        return f"{minutes} min of recorded delivery on this date, {kind} therapy = {code or 'no code'} x1; {why}{held}."
+
+    line = {
+        **_common(day.spans, order, rules, policies),
         "line_id": identify("line", encounter_id, code, rules.name),
         "encounter_id": encounter_id,
         "service_date": date_,
         "code": code,
         "units": 1,
         "minutes": minutes,
-        "state": "hold" if reasons else "ready",
-        "reasons": reasons,
-        "explanation": f"{minutes} min of recorded delivery on this date, {kind} therapy = {code or 'no code'} x1; {why}{held}.",
         "ledger": day.ledger(),
         "event_ids": _events(day.spans, []),
     }
+    return line, codes, say
 
 
-def _common(spans: Sequence[Span], order: Order, rules: RuleSet, fact_policies: Mapping[str, Any]) -> dict[str, Any]:
+def _common(spans: Sequence[Span], order: Order, rules: RuleSet, policies: Mapping[str, str]) -> dict[str, Any]:
     """What all lines of some sessions of one order say alike."""
     starts = [span.row["start"] for span in spans]
     stops = [span.row["stop"] for span in spans]
@@ -198,8 +308,10 @@ def _common(spans: Sequence[Span], order: Order, rules: RuleSet, fact_policies: 
         "start": min(starts) if None not in starts else None,
         "stop": max(stops) if None not in stops else None,
         "revenue_codes": list(rules.revenue_codes),
-        "policies": rules.policies_json(fact_policies),
-        "evidence_hash": hashlib.sha256("\n".join(sorted(span.row["evidence_hash"] for span in spans)).encode()).hexdigest(),
+        "policies": policies[rules.name],
+        "evidence_hash": _evidence(spans),
+        "release_id": None,
+        "supersedes": None,
     }
 
 

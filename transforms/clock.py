@@ -1,4 +1,4 @@
-"""Time (docs/semantics.md §3): stretches, elapsed time and UTC of the log of one pump.
+"""Time (docs/semantics.md §3): stretches, elapsed time and UTC of the logs of pumps.
 
 Pump clocks lie. Durations are differences of elapsed time; elapsed time runs on over clock changes that the log tells, and
 nothing is carried over a cut. UTC comes from clock anchors alone.
@@ -6,27 +6,26 @@ nothing is carried over a cut. UTC comes from clock anchors alone.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from devices.contract import HOLES, AlarmClass, Kind, Log
-
-Ints = npt.NDArray[np.int64]
-
-NONE = -(2**63)
-"""Stands for no time in an array of milliseconds."""
+from devices.contract import HOLES, Kind
+from transforms.block import KIND, NONE, Block, Floats, Ints, milliseconds
+from transforms.compiled import Kernels
 
 START, HOLE, CLOCK = 0, 1, 2
 """What a stretch begins after: the start of the log, a hole, a cut of the clock."""
 
 EXACT, CORRECTED, UNKNOWN = 0, 1, 2
 QUALITIES = ("exact", "corrected", "unknown")
-_METHODS = ("anchor", "anchor and clock changes", "between two anchors", "anchors disagree", "no anchor")
+NO_ANCHOR = "no anchor"
+METHODS = ("anchor", "anchor and clock changes", "between two anchors", "anchors disagree", NO_ANCHOR, "a reviewer's decision")
+_UNANCHORED, _CONFIRMED = 4, 5
 _DAY_MS = 86_400_000
 
 
@@ -39,12 +38,11 @@ class ClockPolicy:
     drift_s: float = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """Of every event of a log, by row: its stretch (-1: a hole), elapsed and UTC time in ms (`NONE`: not known), quality, method, bound.
+class Timeline(NamedTuple):
+    """Of every event, by row: its stretch (-1: a hole), elapsed and UTC time in ms (`NONE`: not known), quality, method, bound (s).
 
-    By stretch: its first and last row, its end on elapsed time (its last event, or an anchor read after it), what it begins
-    after. `contradicted`: (stretch, from, to) on elapsed time between two anchors that disagree.
+    By stretch: its pump, its first and last row, its end on elapsed time (its last event, or an anchor read after it), what it
+    begins after. `contradicted`: (stretch, from, to) on elapsed time between two anchors that disagree, by stretch.
     """
 
     stretch: Ints
@@ -52,166 +50,220 @@ class Timeline:
     utc: Ints
     quality: Ints
     method: Ints
-    bound_s: npt.NDArray[np.float64]
+    bound_s: Floats
+    pump: Ints
     first: Ints
     last: Ints
     end: Ints
     after: Ints
-    contradicted: tuple[tuple[int, int, int], ...]
-
-    def method_name(self, row: int) -> str:
-        """How UTC of this event was found."""
-        return _METHODS[self.method[row]]
+    contradicted: npt.NDArray[np.int64]
 
 
-def milliseconds(column: pa.ChunkedArray | pa.Array) -> Ints:
-    """A timestamp column as int64 milliseconds, `NONE` where it is null."""
-    return np.asarray(pc.fill_null(column.cast(pa.int64()), NONE).to_numpy(zero_copy_only=False), dtype=np.int64)
+def place(block: Block, policy: ClockPolicy, confirmed: Mapping[int, int] | None = None) -> Timeline:
+    """The timeline of the logs of a block.
 
-
-def place(log: Log, policy: ClockPolicy) -> Timeline:
-    """The timeline of one pump's log."""
-    events = log.events
-    kinds = np.asarray(events.column("kind").to_pylist(), dtype=object)
-    is_hole = np.isin(kinds, [k.value for k in HOLES])
-    change = kinds == Kind.CLOCK_CHANGE.value
-    loss = change & (np.asarray(events.column("reason").to_pylist(), dtype=object) == "loss")
-    lost = (kinds == Kind.ALARM_RAISED.value) & (
-        np.asarray(events.column("alarm_class").to_pylist(), dtype=object) == AlarmClass.CLOCK_LOST.value
+    `confirmed`: the first row of a stretch without an anchor → UTC less its printed clock at its end, ms, as a reviewer confirmed.
+    """
+    change = (block.kind == KIND[Kind.CLOCK_CHANGE.value]) & ~block.clock_lost
+    native = np.asarray(block.column("native_ms").fill_null(NONE).to_numpy(), dtype=np.int64)
+    new = milliseconds(block.column("new_time"))
+    kernel = Kernels(sys.modules[__name__], block.rows)
+    size = block.rows
+    rows = _Rows(
+        np.isin(block.kind, [KIND[kind.value] for kind in HOLES]),
+        change & (new != NONE),
+        block.clock_lost,
+        block.kind == KIND[Kind.BOLUS_DELIVERED.value],
+        block.pump_time,
+        new,
+        native,
     )
-    anchors = log.anchors
-    stretch, elapsed, segment, first, last, end, after, anchor_at = _run(
-        is_hole,
-        change & ~loss,
-        loss | lost,
-        kinds == Kind.BOLUS_DELIVERED.value,
-        milliseconds(events.column("pump_time")),
-        milliseconds(events.column("new_time")),
-        np.asarray(events.column("native_ms").fill_null(NONE).to_numpy(), dtype=np.int64),
-        np.array([a.after for a in anchors], dtype=np.int64),
-        np.array([a.pump_clock_ms for a in anchors], dtype=np.int64),
-        int(policy.clock_step_s * 1000),
-    )
-    size = events.num_rows
-    utc = np.full(size, NONE, dtype=np.int64)
-    quality = np.full(size, UNKNOWN, dtype=np.int64)
-    method = np.full(size, 4, dtype=np.int64)
+    rows = kernel.rows(rows)
+    stretch, elapsed, segment = np.full(size, -1, dtype=np.int64), np.full(size, NONE, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    of_stretch = np.zeros((size, 5), dtype=np.int64)
+    anchor_at = np.full(len(block.after), NONE, dtype=np.int64)
+    count = kernel.run(
+        rows, block.bounds, block.after, block.clock, block.anchor_bounds, int(policy.clock_step_s * 1000), stretch, elapsed, segment,
+        of_stretch, anchor_at,
+    )  # fmt: skip
+    utc, quality, method = (np.full(size, fill, dtype=np.int64) for fill in (NONE, UNKNOWN, _UNANCHORED))
     bound = np.full(size, np.nan)
-    contradicted: list[tuple[int, int, int]] = []
-    for number in range(len(first)):
-        mine = [i for i in range(len(anchors)) if anchor_at[i] != NONE and stretch[anchors[i].after] == number]
-        if mine:
-            rows = np.arange(first[number], last[number] + 1)
-            found = _fix(log, mine, anchor_at, elapsed, segment, rows, policy)
-            utc[rows], quality[rows], method[rows], bound[rows], broken = found
-            contradicted += [(number, low, high) for low, high in broken]
-    return Timeline(stretch, elapsed, utc, quality, method, bound, first, last, end, after, tuple(contradicted))
+    contradicted = np.zeros((len(block.after), 3), dtype=np.int64)
+    of_stretch = of_stretch[:count]
+    disagreeing = kernel.fix(
+        stretch, elapsed, segment, rows.change, rows.native, of_stretch, block.bounds, block.after, anchor_at, block.utc, block.trip,
+        float(policy.drift_s_per_day), float(policy.drift_s), utc, quality, method, bound, contradicted,
+    )  # fmt: skip
+    for number in range(count):
+        low, high = int(of_stretch[number, FIRST]), int(of_stretch[number, LAST]) + 1
+        if confirmed and low in confirmed and (method[low:high] == _UNANCHORED).all():
+            at, shown = _last_shown(block, new, low, high)
+            utc[low:high] = shown + confirmed[low] + elapsed[low:high] - elapsed[at]
+            quality[low:high], method[low:high] = CORRECTED, _CONFIRMED
+    pump, first, last, end, after = (np.ascontiguousarray(column) for column in of_stretch.T)
+    return Timeline(stretch, elapsed, utc, quality, method, bound, pump, first, last, end, after, contradicted[:disagreeing])
 
 
-def _run(
-    is_hole: Any, change: Any, lost: Any, bolus: Any, time: Ints, new: Ints, native: Ints, anchor_after: Ints, anchor_clock: Ints, step: int
-) -> tuple[Ints, Ints, Ints, Ints, Ints, Ints, Ints, Ints]:
-    """The clock itself, on plain arrays: one pass in log order.
+def _last_shown(block: Block, new: Ints, low: int, high: int) -> tuple[int, int]:
+    """The last record of a stretch that tells the printed clock after it, and what that was."""
+    shown = np.where(new != NONE, new, block.pump_time)[low:high]
+    told = (shown != NONE) & (block.kind[low:high] != KIND[Kind.BOLUS_DELIVERED.value])
+    found = np.flatnonzero(told if told.any() else shown != NONE)
+    return low + int(found[-1]), int(shown[found[-1]])
+
+
+class _Rows(NamedTuple):
+    """What the clock needs of each event."""
+
+    is_hole: npt.NDArray[np.bool_]
+    change: npt.NDArray[np.bool_]
+    lost: npt.NDArray[np.bool_]
+    bolus: npt.NDArray[np.bool_]
+    time: Ints
+    new: Ints
+    native: Ints
+
+
+PUMP, FIRST, LAST, END, AFTER = range(5)
+
+
+def run(
+    rows: Any, bounds: Any, anchor_after: Any, anchor_clock: Any, anchor_bounds: Any, step: int, stretch: Any, elapsed: Any, segment: Any,
+    of_stretch: Any, anchor_at: Any,
+) -> int:  # fmt: skip
+    """The clock itself: one pass over each pump in log order. Fills the last five arrays, and gives the number of stretches.
 
     `mark` is the highest reading of the axis that counts (the family's own elapsed time, else the printed clock), `shown` the
     last printed reading. A reading below `mark` by up to `step` counts as no time until the clock has passed where it was.
     """
-    size = len(time)
-    stretch = np.full(size, -1, dtype=np.int64)
-    elapsed = np.full(size, NONE, dtype=np.int64)
-    segment = np.zeros(size, dtype=np.int64)
-    anchor_at = np.full(len(anchor_after), NONE, dtype=np.int64)
-    first, last, end, after = (np.zeros(size, dtype=np.int64) for _ in range(4))
-    own = bool((native != NONE).any())
-    axis = native if own else time
-    count, now, mark, shown, piece, cut, next_anchor = 0, 0, NONE, NONE, 0, START, 0
-    open_stretch = False
-    for row in range(size):
-        if is_hole[row]:
-            cut, open_stretch = HOLE, False
-        else:
-            reading = axis[row]
-            if open_stretch:
-                back = reading != NONE and mark != NONE and reading < mark - step and not bolus[row]
-                if lost[row] or back:
-                    cut, open_stretch = CLOCK, False
-            if not open_stretch:
-                if lost[row] and cut == START:
-                    cut = CLOCK
-                first[count], after[count] = row, cut
-                count += 1
-                now, mark, shown, open_stretch = 0, NONE, NONE, True
-                piece += 1
-            stretch[row] = count - 1
-            if reading == NONE or mark == NONE:
-                elapsed[row] = now
-            elif reading < mark:
-                elapsed[row] = max(0, now - (mark - reading)) if bolus[row] else now
+    count = 0
+    for pump in range(len(bounds) - 1):
+        own = False
+        for row in range(bounds[pump], bounds[pump + 1]):
+            own = own or rows.native[row] != NONE
+        axis = rows.native if own else rows.time
+        now, mark, shown, piece, cut = 0, NONE, NONE, 0, START
+        anchor, anchor_end = anchor_bounds[pump], anchor_bounds[pump + 1]
+        open_stretch = False
+        for row in range(bounds[pump], bounds[pump + 1]):
+            if rows.is_hole[row]:
+                cut, open_stretch = HOLE, False
             else:
-                now += reading - mark
-                elapsed[row] = now
-            if reading != NONE:
-                mark = max(mark, reading)
-            if time[row] != NONE and not (bolus[row] and shown != NONE and time[row] < shown):
-                shown = time[row]
-            segment[row] = piece
-            if change[row] and new[row] != NONE:
-                piece += 1
-                shown = new[row]
-                if not own:
-                    mark = mark + new[row] - reading if reading != NONE else new[row]
-            last[count - 1], end[count - 1] = row, now
-        while next_anchor < len(anchor_after) and anchor_after[next_anchor] == row:
-            if stretch[row] >= 0:
-                ahead = anchor_clock[next_anchor] - shown if shown != NONE else 0
-                if ahead >= -step:
-                    passed = ahead if own or mark == NONE else anchor_clock[next_anchor] - mark
-                    anchor_at[next_anchor] = max(now, now + passed)
-                    end[count - 1] = max(end[count - 1], anchor_at[next_anchor])
-                    if not own and passed > 0:
-                        now, mark = anchor_at[next_anchor], anchor_clock[next_anchor]
-                        shown = anchor_clock[next_anchor]
-            next_anchor += 1
-    return stretch, elapsed, segment, first[:count], last[:count], end[:count], after[:count], anchor_at
+                reading = axis[row]
+                if open_stretch:
+                    back = reading != NONE and mark != NONE and reading < mark - step and not rows.bolus[row]
+                    if rows.lost[row] or back:
+                        cut, open_stretch = CLOCK, False
+                if not open_stretch:
+                    if rows.lost[row] and cut == START:
+                        cut = CLOCK
+                    of_stretch[count, PUMP] = pump
+                    of_stretch[count, FIRST] = row
+                    of_stretch[count, AFTER] = cut
+                    count += 1
+                    now, mark, shown, open_stretch = 0, NONE, NONE, True
+                    piece += 1
+                stretch[row] = count - 1
+                if reading == NONE or mark == NONE:
+                    elapsed[row] = now
+                elif reading < mark:
+                    elapsed[row] = max(0, now - (mark - reading)) if rows.bolus[row] else now
+                else:
+                    now += reading - mark
+                    elapsed[row] = now
+                if reading != NONE:
+                    mark = max(mark, reading)
+                printed = rows.time[row]
+                if printed != NONE and not (rows.bolus[row] and shown != NONE and printed < shown):
+                    shown = printed
+                segment[row] = piece
+                if rows.change[row]:
+                    piece += 1
+                    shown = rows.new[row]
+                    if not own:
+                        mark = mark + rows.new[row] - reading if reading != NONE else rows.new[row]
+                of_stretch[count - 1, LAST] = row
+                of_stretch[count - 1, END] = now
+            while anchor < anchor_end and anchor_after[anchor] == row:
+                if stretch[row] >= 0:
+                    ahead = anchor_clock[anchor] - shown if shown != NONE else 0
+                    if ahead >= -step:
+                        passed = ahead if own or mark == NONE else anchor_clock[anchor] - mark
+                        anchor_at[anchor] = max(now, now + passed)
+                        of_stretch[count - 1, END] = max(of_stretch[count - 1, END], anchor_at[anchor])
+                        if not own and passed > 0:
+                            now, mark = anchor_at[anchor], anchor_clock[anchor]
+                            shown = anchor_clock[anchor]
+                    elif not own:
+                        # The clock was set back, and no record may show it once it has passed where it was.
+                        cut, open_stretch = CLOCK, False
+                anchor += 1
+    return count
 
 
-def _fix(
-    log: Log, mine: list[int], anchor_at: Ints, elapsed: Ints, segment: Ints, rows: Ints, policy: ClockPolicy
-) -> tuple[Ints, Ints, Ints, npt.NDArray[np.float64], list[tuple[int, int]]]:
-    """UTC, quality, method and bound of the rows of one stretch from its anchors, and where two of them disagree."""
-    at = np.array([anchor_at[i] for i in mine])
-    utc_of = np.array([log.anchors[i].utc_ms for i in mine])
-    behind = np.array([log.anchors[i].after for i in mine])
-    trip = np.array([log.anchors[i].round_trip_ms or 0 for i in mine])
-    piece = segment[behind] + np.array([_changed(log, row) for row in behind])
-    left = np.searchsorted(behind, rows, side="left") - 1
-    right = np.minimum(left + 1, len(mine) - 1)
-    left = np.maximum(left, 0)
-    since, span = elapsed[rows] - at[left], at[right] - at[left]
-    skew = (utc_of[right] - utc_of[left]) - span
-    allowed = policy.drift_s_per_day * 1000 * span / _DAY_MS + policy.drift_s * 1000
-    apart = (left != right) & (np.abs(skew) > allowed)
-    share = np.where(span > 0, since / np.maximum(span, 1), 0.0)
-    utc = utc_of[left] + since + np.where(left != right, np.rint(share * skew), 0).astype(np.int64)
-    same = (segment[rows] == piece[left]) | (segment[rows] == piece[right])
-    drifted = (left != right) & (skew != 0)
-    quality = np.where(apart, UNKNOWN, np.where(same & ~drifted, EXACT, CORRECTED))
-    method = np.where(apart, 3, np.where(drifted, 2, np.where(same, 0, 1)))
-    distance = np.minimum(np.abs(since), np.abs(elapsed[rows] - at[right]))
-    bound = 1.0 + trip[left] / 2000 + policy.drift_s_per_day * distance / _DAY_MS
-    pairs = [
-        (int(at[i]), int(at[i + 1]))
-        for i in range(len(mine) - 1)
-        if abs((utc_of[i + 1] - utc_of[i]) - (at[i + 1] - at[i]))
-        > policy.drift_s_per_day * 1000 * (at[i + 1] - at[i]) / _DAY_MS + policy.drift_s * 1000
-    ]
-    if any(low == high for low, high in pairs):
-        # Two readings of one moment that disagree: one of them is false, and nothing tells which.
-        apart = np.ones(len(rows), dtype=bool)
-        quality, method = np.full(len(rows), UNKNOWN), np.full(len(rows), 3)
-    return np.where(apart, NONE, utc), quality, method, np.where(apart, np.nan, bound), pairs
+def fix(
+    stretch: Any, elapsed: Any, segment: Any, change: Any, native: Any, of_stretch: Any, bounds: Any, anchor_after: Any,
+    anchor_at: Any, anchor_utc: Any,
+    trip: Any, drift_s_per_day: float, drift_s: float, utc: Any, quality: Any, method: Any, bound: Any, contradicted: Any,
+) -> int:  # fmt: skip
+    """UTC, quality, method and bound of the rows of each stretch from its anchors; the number of pairs of anchors that disagree.
+
+    A row between two anchors takes its UTC from both: drift moves it in proportion. Where the two disagree nothing between
+    them is known.
+    """
+    disagreeing, pump, own = 0, -1, False
+    mine = np.zeros(len(anchor_after) + 1, dtype=np.int64)
+    anchor = 0
+    for number in range(len(of_stretch)):
+        first, last = of_stretch[number, FIRST], of_stretch[number, LAST]
+        have = 0
+        while anchor < len(anchor_after) and anchor_after[anchor] <= last:
+            if anchor_at[anchor] != NONE and stretch[anchor_after[anchor]] == number:
+                mine[have] = anchor
+                have += 1
+            anchor += 1
+        if have == 0:
+            continue
+        if pump != of_stretch[number, PUMP]:
+            pump, own = of_stretch[number, PUMP], False
+            for row in range(bounds[pump], bounds[pump + 1]):
+                own = own or native[row] != NONE
+        torn = False
+        for i in range(have - 1):
+            one, other = mine[i], mine[i + 1]
+            span = anchor_at[other] - anchor_at[one]
+            if abs((anchor_utc[other] - anchor_utc[one]) - span) > drift_s_per_day * 1000 * span / _DAY_MS + drift_s * 1000:
+                contradicted[disagreeing, 0] = number
+                contradicted[disagreeing, 1] = anchor_at[one]
+                contradicted[disagreeing, 2] = anchor_at[other]
+                disagreeing += 1
+                # Two readings that disagree, of one moment or beside elapsed time of the family's own, by which no jump lies
+                # between them: one of them is false, and nothing tells which.
+                torn = torn or own or span == 0
+        before = -1
+        for row in range(first, last + 1):
+            while before + 1 < have and anchor_after[mine[before + 1]] < row:
+                before += 1
+            left, right = mine[max(before, 0)], mine[min(before + 1, have - 1)]
+            since, span = elapsed[row] - anchor_at[left], anchor_at[right] - anchor_at[left]
+            skew = (anchor_utc[right] - anchor_utc[left]) - span
+            apart = torn or (left != right and abs(skew) > drift_s_per_day * 1000 * span / _DAY_MS + drift_s * 1000)
+            if apart:
+                method[row] = 3
+                continue
+            share = since / span if span > 0 else 0.0
+            moved = np.int64(np.rint(share * skew)) if left != right else np.int64(0)
+            utc[row] = anchor_utc[left] + since + moved
+            same = (
+                segment[row] == segment[anchor_after[left]] + change[anchor_after[left]]
+                or segment[row] == segment[anchor_after[right]] + change[anchor_after[right]]
+            )
+            drifted = left != right and skew != 0
+            quality[row] = EXACT if same and not drifted else CORRECTED
+            method[row] = 2 if drifted else (0 if same else 1)
+            distance = min(abs(since), abs(elapsed[row] - anchor_at[right]))
+            bound[row] = 1.0 + trip[left] / 2000 + drift_s_per_day * distance / _DAY_MS
+    return disagreeing
 
 
-def _changed(log: Log, row: int) -> int:
-    """1 if the record behind which an anchor was read is itself a clock change: the anchor is of the clock after it."""
-    return int(log.events.column("kind")[int(row)].as_py() == Kind.CLOCK_CHANGE.value and log.events.column("new_time")[int(row)].is_valid)
+KERNELS = ("run", "fix")

@@ -29,7 +29,12 @@ SAYS: dict[str, tuple[str, str]] = {
     "VOLUME_MISMATCH": ("The volume the pump told differs from rate x time.", "Compare with the reservoir, and check the rates."),
     "AMENDED_AFTER_RELEASE": (
         "Late data changed a line that was released.",
-        "Compare the two revisions and decide on a replacement claim.",
+        "Compare the revisions (pumpledger amendments) and clear this once the claim is replaced.",
+    ),
+    "REVIEWER_HOLD": ("A reviewer holds this.", "Look at the reviewer's note; take the decision back when it is settled."),
+    "DECISION_LAPSED": (
+        "A reviewer's decision no longer holds: what it was taken on has changed.",
+        "Decide anew, or take the old decision back.",
     ),
     "NOT_IN_FORCE": ("The order's rule set is not in force on this date.", "Check the date; choose a rule set that covers it."),
     "NO_CODE": (
@@ -54,6 +59,10 @@ SAYS: dict[str, tuple[str, str]] = {
     "EXCLUDED_DRUG": ("The drug is not billed by this rule set.", "Bill it as equipment and supplies, or choose another rule set."),
     "ROUTE_NOT_SC": ("The order's route is not subcutaneous.", "Choose the rule set of its route."),
     "HOME_SETTING_USE_PER_DIEM": ("Place of service 12: the home.", "Most payers want per-diem or equipment billing; the contract wins."),
+    "TOTALS_DISAGREE": (
+        "The daily total that the pump tells is not what its records add up to.",
+        "Download the pump again; if that changes nothing, compare the date with the visit record.",
+    ),
     "GAPS_INVISIBLE": ("This pump's log cannot show that a record is missing.", "Compare with the visit record."),
 }
 """Code → what was found, what to do next."""

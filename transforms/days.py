@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
-from transforms.encounters import Encounter, Span, length, local_date, milliseconds
+from transforms.encounters import Encounter, Span, length, local_date
 from transforms.orders import Order, local, utc_ms
 
 
@@ -33,7 +33,7 @@ class Day:
         for span in self.spans:
             begin = span.intervals[0]["from_ms"] if span.intervals else 0
             for interval in span.intervals:
-                known = milliseconds(interval["from_utc"])
+                known = interval["from_utc"]
                 start = known if known is not None else span.start + interval["from_ms"] - begin
                 lasts = interval["to_ms"] - interval["from_ms"]
                 within = max(0, min(start + lasts, high) - max(start, low))

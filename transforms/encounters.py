@@ -40,6 +40,7 @@ class Span:
     infusing: list[tuple[int, int]]
     unknown: list[tuple[int, int]]
     intervals: list[dict[str, Any]]
+    """Its rows of INTERVALS, times as UTC ms."""
     infusing_ms: int
     unknown_ms: int
 
@@ -85,7 +86,7 @@ def milliseconds(instant: datetime | None) -> int | None:
 def spans_of(facts: Facts, orders: Orders) -> list[Span]:
     """Sessions that have an order, with their intervals on one time line."""
     of_session: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for interval in facts.intervals.to_pylist():
+    for interval in _in_ms(facts.intervals, "from_utc", "to_utc").to_pylist():
         of_session[interval["session_id"]].append(interval)
     spans = []
     for row in facts.sessions.to_pylist():
@@ -103,21 +104,22 @@ def spans_of(facts: Facts, orders: Orders) -> list[Span]:
         stop = start
         for interval in intervals:
             low, high = interval["from_ms"], interval["to_ms"]
-            at = (
-                (milliseconds(interval["from_utc"]), milliseconds(interval["to_utc"]))
-                if timed
-                else (start + low - begin, start + high - begin)
-            )
-            assert at[0] is not None
-            assert at[1] is not None
+            at = (interval["from_utc"], interval["to_utc"]) if timed else (start + low - begin, start + high - begin)
             stop = max(stop, at[1])
             if interval["class"] in placed:
-                placed[interval["class"]].append((at[0], at[1]))
+                placed[interval["class"]].append(at)
                 lasting[interval["class"]] += high - low
         spans.append(
             Span(row, order, start, stop, placed["infusing"], placed["unknown"], intervals, lasting["infusing"], lasting["unknown"])
         )
     return sorted(spans, key=lambda s: (s.order.patient_id, s.start, s.row["session_id"]))
+
+
+def _in_ms(table: pa.Table, *columns: str) -> pa.Table:
+    """A table with some of its times as UTC ms."""
+    for name in columns:
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.int64()))
+    return table
 
 
 def local_date(instant_ms: int, order: Order) -> date:

@@ -61,6 +61,49 @@ def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, 
             encounter.codes.add("SECOND_ORDER_SAME_DAY")
 
 
+def causes(
+    code: str, encounter: Encounter, encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, Any]], orders: Orders
+) -> list[str]:
+    """What, beside the evidence of an encounter's own sessions, makes a code hold it: another cause of the same code is another ground."""
+    policies = encounter.rules.policies
+    match code:
+        case "OVER_8H":
+            return [f"{encounter.minutes} over {policies.long_infusion_hold_min}"]
+        case "OVER_UNIT_CAP":
+            return [f"{sorted(encounter.units.items())} over {policies.unit_cap_96370}"]
+        case "NOT_IN_FORCE":
+            return [encounter.rules.version]
+        case "IV_SAME_ENCOUNTER":
+            return [_proof(span) for span in spans if span.row["route"] == "IV" and _touches(span, encounter)]
+        case "OVERLAPPING_PUMPS" | "SECOND_ORDER_SAME_DAY":
+            own = {id(span) for span in encounter.spans}
+            at_once = [pair for pair in _at_once(spans) if own.intersection(map(id, pair))]
+            others = [span for pair in at_once for span in pair if id(span) not in own]
+            if code == "SECOND_ORDER_SAME_DAY":
+                others += [
+                    s for e in encounters if e.date == encounter.date and e.order.order_id != encounter.order.order_id for s in e.spans
+                ]
+            return [_proof(span) for span in others]
+        case _:
+            return reach_causes(code, doubts, encounter.order, orders, encounter.dates)
+
+
+def _proof(span: Span) -> str:
+    return f"{span.row['session_id']} {span.row['evidence_hash']}"
+
+
+def reach_causes(code: str, doubts: Iterable[dict[str, Any]], order: Order, orders: Orders, dates: Iterable[date]) -> list[str]:
+    """The doubts of a code that reach any of these dates of an order, and how far they do."""
+    days = list(dates)
+    found = []
+    for doubt in doubts:
+        if doubt["code"] == code:
+            for reach in reach_of([doubt], order, orders):
+                if any(reached([reach], day) for day in days):
+                    found.append(f"{doubt['doubt_id']} {reach[1]} {reach[2]}")
+    return found
+
+
 Reach = tuple[str, date | None, date | None]
 """A code, and the dates from and to which what it says may have been; None: without bound."""
 

@@ -1,489 +1,658 @@
-"""The state machine of delivery (docs/semantics.md §4), over the events of one stretch in log order, on elapsed time.
+"""The state machine of delivery (docs/semantics.md §4), over the events of stretches in log order, on elapsed time.
 
-All that affects a source's state lives here. Each source but KVO is in one of five states, and a record moves it by the
-table `NEXT`; what the moves leave behind are *segments*: (class, source, from, to), each end a point (elapsed ms, row), for
-rows order what the clock cannot. `run` works on plain arrays and lists and knows nothing of tables, orders or UTC.
+All that affects a source's state lives here. Each source but KVO is in one of five states, and a record moves it by the table
+`STATE`; what the moves leave behind are *segments*: (what, source, from, to), each end a point. A *point* is a place on a stretch:
+elapsed ms, then rank among what is at that instant, which is the row of the log, or -1: before all; and the row it is reckoned
+from. Kernels (`transforms.compiled`): plain functions of arrays, that know nothing of tables, orders or UTC.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, NamedTuple
 
-from devices.contract import Kind, Source
+import numpy as np
+import numpy.typing as npt
 
-SOURCES = tuple(s.value for s in Source if s is not Source.KVO)
-KVO = len(SOURCES)
-SOURCE_CODE = {name: code for code, name in enumerate((*SOURCES, Source.KVO.value))}
-ANY = -1
-"""The source of a stop that names none."""
-BOLUS_LIKE = frozenset(SOURCE_CODE[s] for s in (Source.PCA, Source.CLINICIAN, Source.LOADING))
+from devices.contract import Kind, Source
+from transforms.block import ANY, KIND, KVO, NONE, SOURCE, Floats, Ints
 
 UNSEEN, DELIVERING, ZERO, HALTED, STOPPED = range(5)
 
-# What a record does to the state of its source. A move that needs more than a new state is named by its mark:
-# "open" a delivery begins, "close" it ends, "no_stop" it was never ended before, "no_start" it was never begun,
-# "proof" it is shown to deliver where the family says that such a record proves it.
+# What a record does to the state of its source. A move that needs more than a new state says so by its marks: OPEN a delivery
+# begins, CLOSE it ends, UNSTOPPED it was never ended before, UNSTARTED it was never begun, PROOF it is shown to deliver where the
+# family says that such a record proves it.
 START, START_AT_ZERO, RATE_ABOVE, RATE_ZERO, STOP, HALT, POWER_ON = range(7)
-NEXT: dict[int, dict[int, tuple[int, str]]] = {
-    START: {
-        UNSEEN: (DELIVERING, "open"),
-        DELIVERING: (DELIVERING, "no_stop open"),
-        ZERO: (DELIVERING, "open"),
-        HALTED: (DELIVERING, "open"),
-        STOPPED: (DELIVERING, "open"),
-    },
-    START_AT_ZERO: {
-        UNSEEN: (ZERO, ""),
-        DELIVERING: (ZERO, "no_stop"),
-        ZERO: (ZERO, ""),
-        HALTED: (ZERO, ""),
-        STOPPED: (ZERO, ""),
-    },
-    RATE_ABOVE: {
-        UNSEEN: (UNSEEN, "proof"),
-        DELIVERING: (DELIVERING, ""),
-        ZERO: (DELIVERING, "open"),
-        HALTED: (HALTED, "proof"),
-        STOPPED: (STOPPED, ""),
-    },
-    RATE_ZERO: {
-        UNSEEN: (UNSEEN, ""),
-        DELIVERING: (ZERO, "close"),
-        ZERO: (ZERO, ""),
-        HALTED: (HALTED, ""),
-        STOPPED: (STOPPED, ""),
-    },
-    STOP: {
-        UNSEEN: (STOPPED, "no_start"),
-        DELIVERING: (STOPPED, "close"),
-        ZERO: (STOPPED, ""),
-        HALTED: (STOPPED, ""),
-        STOPPED: (STOPPED, ""),
-    },
-    HALT: {
-        UNSEEN: (HALTED, ""),
-        DELIVERING: (HALTED, "close"),
-        ZERO: (HALTED, ""),
-        HALTED: (HALTED, ""),
-        STOPPED: (STOPPED, ""),
-    },
-    POWER_ON: {
-        UNSEEN: (HALTED, ""),
-        DELIVERING: (HALTED, "no_stop"),
-        ZERO: (HALTED, ""),
-        HALTED: (HALTED, ""),
-        STOPPED: (STOPPED, ""),
-    },
-}
+OPEN, CLOSE, UNSTOPPED, UNSTARTED, PROOF = 1, 2, 4, 8, 16
 
-HALTS = frozenset(k.value for k in (Kind.RESERVOIR_CHANGE, Kind.POWER_OFF, Kind.POWER_ON, Kind.NEW_PATIENT))
-_ALARMING = frozenset(("alarm", "malfunction"))
-_SETTLING = frozenset(SOURCE_CODE[s] for s in (Source.PRIMARY, Source.BASAL, Source.INTERMITTENT))
+STATE = np.array(
+    [  # of:  UNSEEN      DELIVERING  ZERO        HALTED      STOPPED
+        (DELIVERING, DELIVERING, DELIVERING, DELIVERING, DELIVERING),  # START
+        (ZERO, ZERO, ZERO, ZERO, ZERO),  # START_AT_ZERO
+        (UNSEEN, DELIVERING, DELIVERING, HALTED, STOPPED),  # RATE_ABOVE
+        (UNSEEN, ZERO, ZERO, HALTED, STOPPED),  # RATE_ZERO
+        (STOPPED, STOPPED, STOPPED, STOPPED, STOPPED),  # STOP
+        (HALTED, HALTED, HALTED, HALTED, STOPPED),  # HALT
+        (HALTED, HALTED, HALTED, HALTED, STOPPED),  # POWER_ON
+    ]
+)
+MARKS = np.array(
+    [
+        (OPEN, UNSTOPPED | OPEN, OPEN, OPEN, OPEN),
+        (0, UNSTOPPED, 0, 0, 0),
+        (PROOF, 0, OPEN, PROOF, 0),
+        (0, CLOSE, 0, 0, 0),
+        (UNSTARTED, CLOSE, 0, 0, 0),
+        (0, CLOSE, 0, 0, 0),
+        (0, UNSTOPPED, 0, 0, 0),
+    ]
+)
+
+INFUSING, UNKNOWN, IDLE = range(3)
+"""What a segment is; IDLE is keep-vein-open."""
+PROVED, NO_STOP, NO_START, RUNNING, BOLUS = range(5)
+"""How it came about: it ended for a known reason; without a stop; without a start; it still ran at the end; a bolus alone."""
+
+WHAT, S_MS, S_RANK, S_ROW, E_MS, E_RANK, E_ROW, SRC, CODE = range(9)
+"""Columns of a segment: its start and its end are points."""
+STRETCH, PIECE_WHAT, SEG_FROM, SEG_TO = 0, 7, 8, 9
+"""Columns of a piece, which has its start and end where a segment has them: its stretch, what it is, its segments."""
+END_MS, END_RANK, END_ROW, ALARMED = range(4)
+"""Columns of an end of delivery."""
+SEGS, SEGS_END, IDLES, ENDS, ENDS_END, PIECES, PIECES_END, SETTLED, BY_START, OPEN_MS, IDLE_AT_END = range(11)
+"""Columns of what a stretch gave: its segments (those of IDLE from `IDLES` on), ends and pieces; the row of its settling record or
+-1, and whether that is a start; the earliest elapsed time since which a source runs at its end, or NONE; whether KVO does."""
+
+_STARTS, _RATES, _STOPS, _COMPLETES = (
+    KIND[k.value] for k in (Kind.DELIVERY_START, Kind.RATE_CHANGE, Kind.DELIVERY_STOP, Kind.DELIVERY_COMPLETE)
+)
+_ALARM, _BOLUS, _LIMITED, _UNLIMITED, _POWER = (
+    KIND[k.value] for k in (Kind.ALARM_RAISED, Kind.BOLUS_DELIVERED, Kind.LIMIT_REACHED, Kind.LIMIT_CLEARED, Kind.POWER_ON)
+)
+_CHANGE, _OFF, _PATIENT = (KIND[k.value] for k in (Kind.RESERVOIR_CHANGE, Kind.POWER_OFF, Kind.NEW_PATIENT))
+_PRIMARY, _BASAL, _INTERMITTENT = (SOURCE[s.value] for s in (Source.PRIMARY, Source.BASAL, Source.INTERMITTENT))
+MOVING = np.zeros(len(Kind), dtype=np.bool_)
+"""The kinds that may move a source; a bolus does so only where it proves one."""
+MOVING[[_STARTS, _RATES, _STOPS, _COMPLETES, _ALARM, _LIMITED, _UNLIMITED, _POWER, _CHANGE, _OFF, _PATIENT]] = True
+_NOWHERE, _BEFORE, _BEYOND, _DECIDED = -9, -2, -3, -4
+"""Stand for a row: none; before the first record of the stretch; its end, where that is no record; where a reviewer says."""
 
 
-class Point(NamedTuple):
-    """A place on a stretch: elapsed ms, then rank among what is at that instant, which is the row of the log, or -1: before all.
+class Steps(NamedTuple):
+    """What the machine needs of each event: elapsed ms, kind, source (-1: none told), whether its reason is an alarm's, whether the
+    pump stops after it, rate (NaN: unknown; mL/h, else dose), volume told (NaN), duration ms, whether its time is that of the end
+    of a bolus, the source that it proves (-1), and, of the record that a delivery without a stop begins with, the elapsed ms at which a
+    reviewer says that it ended (NONE)."""
 
-    `row` is the record it is reckoned from.
-    """
-
-    ms: int
-    rank: int
-    row: int
-
-
-_NEVER = Point(2**62, 0, 0)
-
-
-def at_row(ms: int, row: int) -> Point:
-    """The place of a record."""
-    return Point(ms, row, row)
-
-
-class Spans:
-    """Stretches between two points, half open, that may overlap; found by bisection."""
-
-    def __init__(self, spans: Iterable[tuple[Point, Point]]) -> None:
-        self._starts: list[Point] = []
-        self._reach: list[Point] = []
-        for start, stop in sorted(spans):
-            self._starts.append(start)
-            self._reach.append(max(stop, self._reach[-1]) if self._reach else stop)
-
-    def hold(self, at: Point) -> bool:
-        """Whether any of them holds this point."""
-        before = bisect_right(self._starts, at)
-        return before > 0 and at < self._reach[before - 1]
+    ms: Ints
+    kind: Ints
+    source: Ints
+    alarming: npt.NDArray[np.bool_]
+    stops: npt.NDArray[np.bool_]
+    rate: Floats
+    told: Floats
+    lasts: Ints
+    at_end: npt.NDArray[np.bool_]
+    proves: Ints
+    stopped: Ints
 
 
-class Segment(NamedTuple):
-    """What was true of a source between two points. `code` is NO_STOP, NO_START, OPEN (it still ran at the end) or empty."""
+class Found(NamedTuple):
+    """What is found, filled by the machine: segments, ends, pieces, `of_stretch`; by row the amount (mL, by rate x time; NaN) of the
+    deliveries of known rate that ended there, and whether the volume told there differs from it; how many of each there are."""
 
-    start: Point
-    stop: Point
-    what: str
-    source: int
-    code: str
-
-
-@dataclass(slots=True)
-class Found:
-    """What one stretch gave.
-
-    `segments` of class infusing, unknown and kvo; `ends` where a delivery ended, and whether an alarm ended it; `halts`;
-    `open_since` the points since which sources run at the end, `kvo_at_end` whether KVO does; `settled` the first record that shows
-    what runs, and whether it is a start; `volumes` (row, volume told, volume by rate x time) of deliveries whose rate is known throughout.
-    """
-
-    segments: list[Segment] = field(default_factory=list)
-    ends: list[tuple[Point, bool]] = field(default_factory=list)
-    halts: list[Point] = field(default_factory=list)
-    open_since: list[Point] = field(default_factory=list)
-    settled: tuple[Point, bool] | None = None
-    kvo_at_end: bool = False
-    volumes: list[tuple[Point, float, float]] = field(default_factory=list)
-    amounts: dict[Point, float] = field(default_factory=dict)
-    _sorted: dict[str, list[Any]] = field(default_factory=dict)
-
-    def amounts_in(self, start: Point, stop: Point) -> list[tuple[Point, float]]:
-        """What deliveries that ended after `start` and up to `stop` gave by rate x time, mL."""
-        given = self._order("amounts", self.amounts.items())
-        return given[bisect_right(given, start, key=_place) : bisect_right(given, stop, key=_place)]
-
-    def ends_until(self, low: int, high: int) -> list[tuple[Point, bool]]:
-        """Where deliveries ended within these ms, in order, and before them the last that ended up to `low`."""
-        ends = self._order("ends", self.ends)
-        first = bisect_right(ends, low, key=lambda end: end[0].ms)
-        return ends[max(0, first - 1) : bisect_right(ends, high, key=lambda end: end[0].ms)]
-
-    def kvo_in(self, low: int, high: int) -> list[Segment]:
-        """The segments of keep-vein-open that reach into these ms."""
-        kvo = self._order("kvo", (segment for segment in self.segments if segment.what == "kvo"))
-        reach = self._order("kvo reach", accumulate((segment.stop.ms for segment in kvo), max))
-        return kvo[bisect_left(reach, low) : bisect_right(kvo, high, key=lambda segment: segment.start.ms)]
-
-    def _order(self, name: str, items: Iterable[Any]) -> list[Any]:
-        if name not in self._sorted:
-            self._sorted[name] = sorted(items)
-        return self._sorted[name]
+    segments: Ints
+    ends: Ints
+    pieces: Ints
+    of_stretch: Ints
+    amount: Floats
+    mismatch: npt.NDArray[np.bool_]
+    made: Ints
 
 
-def _place(amount: tuple[Point, float]) -> Point:
-    return amount[0]
+N_SEG, N_END, N_PIECE = range(3)
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """The events of one stretch as lists, row by row of the log from `first` on."""
-
-    first: int
-    ms: list[int]
-    kind: list[str]
-    source: list[str | None]
-    reason: list[str | None]
-    stops: list[bool | None]
-    rate: list[float | None]
-    volume: list[float | None]
-    duration_s: list[float | None]
-    at_end: list[bool]
-    proves: list[str | None]
-    end_ms: int
-    """Where the stretch ends: its last event, or an anchor read after it."""
+def room(steps: Steps, stretches: int) -> Found:
+    """Room for all that these events can give: a delivery that begins leaves at most two segments, and a limit that is cleared begins
+    up to seven anew."""
+    events = len(steps.kind)
+    cleared = int((steps.kind == _UNLIMITED).sum())
+    most = 3 * events + 14 * cleared + 16 * stretches + 16
+    return Found(
+        segments=np.empty((most, 9), dtype=np.int64),
+        ends=np.empty((most, 4), dtype=np.int64),
+        pieces=np.empty((most, 10), dtype=np.int64),
+        of_stretch=np.zeros((stretches, 11), dtype=np.int64),
+        amount=np.full(events, np.nan),
+        mismatch=np.zeros(events, dtype=np.bool_),
+        made=np.zeros(3, dtype=np.int64),
+    )
 
 
-class _Delivery:
-    """One source: its state, where its delivery began, and what a limit has cut off of it and is not yet proved."""
+# --- one source: columns of what is kept of it --------------------------------------------------------------------------------
 
-    __slots__ = ("began", "given", "halted_at", "limited", "pending", "rate", "rate_since", "run_since", "state")
-
-    def __init__(self, begins: Point) -> None:
-        self.state = UNSEEN
-        self.began = begins
-        self.limited: Point | None = None
-        self.pending: Point | None = None
-        self.halted_at = begins
-        self.run_since = begins
-        self.rate: float | None = None
-        self.rate_since = 0
-        self.given: float | None = None
+NOW, BEGAN, LIMITED_AT, PENDING, HALTED_AT, RUN_SINCE, RATE_SINCE = range(7)
+RATE, GIVEN = range(2)
+FIRST_ROW, MAX_MS, LIMIT, KVO_SINCE, KVO_SEEN, COVERS, AT_MS, AT_ROW = range(8)
+"""Columns of what is kept of the whole pump: its first row, the greatest elapsed ms, whether a limit is on, since when KVO runs,
+whether it ever did, how many covers, the point at which a reviewer says that a delivery ended."""
 
 
-class _Machine:
-    def __init__(self, steps: Steps) -> None:
-        self.steps = steps
-        self.found = Found()
-        self.begins = Point(0, -1, steps.first)
-        self.sources = [_Delivery(self.begins) for _ in range(KVO)]
-        self.limit = False
-        self.kvo_since: Point | None = None
-        self.kvo_seen = False
-        self.covers: list[tuple[Point, Point]] = []
+def ms_of(steps: Any, pump: Any, row: int) -> int:
+    """Elapsed ms of a row, or of what stands for one."""
+    if row >= 0:
+        return int(steps.ms[row])
+    if row == _DECIDED:
+        return int(pump[AT_MS])
+    return int(pump[MAX_MS]) if row == _BEYOND else 0
 
-    # --- segments -----------------------------------------------------------------------------------------------------
 
-    def segment(self, what: str, source: int, start: Point, stop: Point, code: str = "") -> None:
-        self.found.segments.append(Segment(start, stop, what, source, code))
+def put(into: Any, at: int, column: int, steps: Any, pump: Any, row: int, last: int) -> None:
+    """Writes the point of a row, or of what stands for one, into three columns from `column` on."""
+    into[at, column] = ms_of(steps, pump, row)
+    if row >= 0 or row == _BEYOND:
+        into[at, column + 1] = into[at, column + 2] = row if row >= 0 else last
+    else:
+        into[at, column + 1] = -1
+        into[at, column + 2] = pump[FIRST_ROW] if row == _BEFORE else pump[AT_ROW]
 
-    def open(self, source: int, at: Point) -> None:
-        one = self.sources[source]
-        one.began = at
-        one.pending = None
-        one.limited = at if self.limit else None
 
-    def close(self, source: int, at: Point, *, alarm: bool, code: str = "") -> None:
-        """A delivery ends for a known reason: what it gave is proved."""
-        one = self.sources[source]
-        if one.limited is None:
-            self.infused(source, one.began, at, code)
+def segment(steps: Any, pump: Any, found: Any, last: int, what: int, source: int, start: int, stop: int, code: int) -> None:
+    """Adds a segment between two rows."""
+    at = found.made[N_SEG]
+    put(found.segments, at, S_MS, steps, pump, start, last)
+    put(found.segments, at, E_MS, steps, pump, stop, last)
+    found.segments[at, WHAT] = what
+    found.segments[at, SRC] = source
+    found.segments[at, CODE] = code
+    found.made[N_SEG] += 1
+
+
+def cover(steps: Any, pump: Any, covers: Any, last: int, start: int, stop: int) -> None:
+    """Remembers where boluses ride on a delivery. A stop of `_NOWHERE` is never."""
+    at = pump[COVERS]
+    put(covers, at, S_MS, steps, pump, start, last)
+    if stop == _NOWHERE:
+        covers[at, E_MS], covers[at, E_RANK], covers[at, E_ROW] = 2**62, 0, 0
+    else:
+        put(covers, at, E_MS, steps, pump, stop, last)
+    pump[COVERS] += 1
+
+
+def end(steps: Any, pump: Any, found: Any, last: int, row: int, alarm: bool) -> None:
+    """Remembers where a delivery ended, and whether an alarm ended it."""
+    at = found.made[N_END]
+    put(found.ends, at, END_MS, steps, pump, row, last)
+    found.ends[at, ALARMED] = alarm
+    found.made[N_END] += 1
+
+
+def infused(steps: Any, pump: Any, covers: Any, found: Any, last: int, source: int, start: int, stop: int, code: int) -> None:
+    """A delivery that is proved."""
+    segment(steps, pump, found, last, INFUSING, source, start, stop, code)
+    cover(steps, pump, covers, last, start, stop)
+
+
+def close(steps: Any, pump: Any, one: Any, covers: Any, found: Any, last: int, source: int, row: int, code: int) -> None:
+    """A delivery ends for a known reason: what it gave is proved, and what a limit cut off of it was KVO."""
+    if one[source, LIMITED_AT] == _NOWHERE:
+        infused(steps, pump, covers, found, last, source, one[source, BEGAN], row, code)
+    else:
+        if one[source, PENDING] != _NOWHERE:
+            infused(steps, pump, covers, found, last, source, one[source, BEGAN], one[source, PENDING], code)
+        segment(steps, pump, found, last, IDLE, KVO, one[source, LIMITED_AT], row, PROVED)
+    one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
+
+
+def unstopped(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, source: int, row: int) -> None:
+    """A record that cannot follow on what delivers: all since this delivery began is unknown, unless a reviewer knows its stop."""
+    began = one[source, BEGAN]
+    first = began if began >= 0 else pump[FIRST_ROW]
+    if steps.stopped[first] != NONE and steps.stopped[first] <= ms_of(steps, pump, row):
+        pump[AT_MS], pump[AT_ROW] = steps.stopped[first], first
+        at = _DECIDED if pump[AT_MS] > ms_of(steps, pump, began) else began
+        if one[source, LIMITED_AT] != _NOWHERE and ms_of(steps, pump, at) <= ms_of(steps, pump, one[source, LIMITED_AT]):
+            one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
+        close(steps, pump, one, covers, found, last, source, at, PROVED)
+        end(steps, pump, found, last, at, False)
+        flow[source, GIVEN] = np.nan
+        return
+    segment(steps, pump, found, last, UNKNOWN, source, one[source, BEGAN], row, NO_STOP)
+    limited = one[source, LIMITED_AT]
+    cover(steps, pump, covers, last, one[source, BEGAN], limited if limited != _NOWHERE else row)
+    one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
+    flow[source, GIVEN] = np.nan
+    end(steps, pump, found, last, row, False)
+
+
+def begin(pump: Any, one: Any, source: int, row: int) -> None:
+    """A delivery begins, limited where a limit is on."""
+    one[source, BEGAN] = row
+    one[source, PENDING] = _NOWHERE
+    one[source, LIMITED_AT] = row if pump[LIMIT] else _NOWHERE
+
+
+def end_kvo(steps: Any, pump: Any, found: Any, last: int, row: int) -> None:
+    """KVO ends, if it runs."""
+    if pump[KVO_SINCE] != _NOWHERE:
+        segment(steps, pump, found, last, IDLE, KVO, pump[KVO_SINCE], row, PROVED)
+        pump[KVO_SINCE] = _NOWHERE
+
+
+def flowed(steps: Any, pump: Any, one: Any, flow: Any, source: int, row: int) -> None:
+    """Reckons what a source gave up to here: known only while every rate is, and no limit is on."""
+    now = ms_of(steps, pump, row)
+    if one[source, NOW] == DELIVERING and not np.isnan(flow[source, GIVEN]):
+        if np.isnan(flow[source, RATE]) or pump[LIMIT]:
+            flow[source, GIVEN] = np.nan
         else:
-            if one.pending is not None:
-                self.infused(source, one.began, one.pending, code)
-            self.segment("kvo", KVO, one.limited, at)
-        one.limited = one.pending = None
-        self.found.ends.append((at, alarm))
+            flow[source, GIVEN] += flow[source, RATE] * (now - one[source, RATE_SINCE]) / 3_600_000
+    one[source, RATE_SINCE] = now
 
-    def infused(self, source: int, start: Point, stop: Point, code: str = "") -> None:
-        self.segment("infusing", source, start, stop, code)
-        self.covers.append((start, stop))
 
-    def no_stop(self, source: int, at: Point) -> None:
-        """A record that cannot follow on what delivers: all since this delivery began is unknown."""
-        one = self.sources[source]
-        self.segment("unknown", source, one.began, at, "NO_STOP")
-        self.covers.append((one.began, one.limited if one.limited is not None else at))
-        one.limited = one.pending = None
-        one.given = None
-        self.found.ends.append((at, False))
+def tell(one: Any, flow: Any, found: Any, source: int, row: int, told: float) -> None:
+    """A delivery ends here: what it gave, and whether the record tells another volume (by more than 10 % and 1 mL)."""
+    given = flow[source, GIVEN]
+    if not np.isnan(given) and (one[source, NOW] == DELIVERING or one[source, NOW] == ZERO):
+        if not np.isnan(told) and abs(told - given) > 1 and abs(told - given) > 0.1 * told:
+            found.mismatch[row] = True
+        found.amount[row] = given if np.isnan(found.amount[row]) else found.amount[row] + given
+    flow[source, GIVEN] = np.nan
 
-    def no_start(self, source: int, at: Point) -> None:
-        self.segment("unknown", source, self.begins, at, "NO_START")
 
-    # --- amounts: rate x time since a delivery began, known only while every rate is ------------------------------------
+def prove(steps: Any, pump: Any, one: Any, flow: Any, found: Any, last: int, source: int, row: int) -> None:
+    """A record that the family calls a proof: an unseen or halted source delivers from here on."""
+    if one[source, NOW] == UNSEEN:
+        segment(steps, pump, found, last, UNKNOWN, source, _BEFORE, row, NO_START)
+    elif one[source, NOW] != HALTED or steps.ms[row] <= ms_of(steps, pump, one[source, HALTED_AT]):
+        return
+    one[source, NOW] = DELIVERING
+    flow[source, GIVEN] = np.nan
+    begin(pump, one, source, row)
+    end_kvo(steps, pump, found, last, row)
 
-    def flow(self, source: int, at: Point) -> None:
-        one = self.sources[source]
-        if one.state == DELIVERING and one.given is not None:
-            if one.rate is None or self.limit:
-                one.given = None
-            else:
-                one.given += one.rate * (at.ms - one.rate_since) / 3_600_000
-        one.rate_since = at.ms
 
-    # --- records --------------------------------------------------------------------------------------------------------
+def move(
+    steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, source: int, record: int, row: int, alarm: bool,
+    proves: bool,
+) -> None:  # fmt: skip
+    """Moves a source by the table."""
+    was = one[source, NOW]
+    one[source, NOW] = STATE[record, was]
+    marks = MARKS[record, was]
+    if marks & PROOF:
+        if proves:
+            prove(steps, pump, one, flow, found, last, source, row)
+        return
+    if marks & UNSTOPPED:
+        unstopped(steps, pump, one, flow, covers, found, last, source, row)
+    if marks & UNSTARTED:
+        segment(steps, pump, found, last, UNKNOWN, source, _BEFORE, row, NO_START)
+    if marks & CLOSE:
+        close(steps, pump, one, covers, found, last, source, row, PROVED)
+        end(steps, pump, found, last, row, alarm)
+    if marks & OPEN:
+        begin(pump, one, source, row)
+    if record in (HALT, POWER_ON):
+        one[source, HALTED_AT] = row
 
-    def move(self, source: int, record: int, at: Point, *, alarm: bool = False, proves: bool = False) -> None:
-        one = self.sources[source]
-        was = one.state
-        one.state, marks = NEXT[record][was]
-        if marks == "proof":
-            if proves:
-                self.prove(source, at)
-            return
-        for mark in marks.split():
-            match mark:
-                case "open":
-                    self.open(source, at)
-                case "close":
-                    self.close(source, at, alarm=alarm)
-                case "no_stop":
-                    self.no_stop(source, at)
-                case "no_start":
-                    self.no_start(source, at)
-        if record in (HALT, POWER_ON):
-            one.halted_at = at
 
-    def prove(self, source: int, at: Point) -> None:
-        """A record that the family calls a proof: an unseen or halted source delivers from here on."""
-        one = self.sources[source]
-        if one.state == UNSEEN:
-            self.no_start(source, at)
-        elif one.state != HALTED or at.ms <= one.halted_at.ms:
-            return
-        one.state = DELIVERING
-        one.given = None
-        self.open(source, at)
-        self.end_kvo(at)
+def start(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, source: int, row: int) -> None:
+    """A `delivery_start`."""
+    if source == KVO:
+        if not pump[LIMIT]:
+            for other in range(KVO):
+                if one[other, NOW] == DELIVERING:
+                    unstopped(steps, pump, one, flow, covers, found, last, other, row)
+                    one[other, NOW] = STOPPED
+        pump[KVO_SEEN] = 1
+        if pump[KVO_SINCE] == _NOWHERE:
+            pump[KVO_SINCE] = row
+        return
+    end_kvo(steps, pump, found, last, row)
+    rate = steps.rate[row]
+    move(steps, pump, one, flow, covers, found, last, source, START_AT_ZERO if rate == 0 else START, row, False, False)
+    one[source, RUN_SINCE] = row
+    one[source, RATE_SINCE] = steps.ms[row]
+    flow[source, RATE] = rate
+    flow[source, GIVEN] = 0.0
 
-    def end_kvo(self, at: Point) -> None:
-        if self.kvo_since is not None:
-            self.segment("kvo", KVO, self.kvo_since, at)
-            self.kvo_since = None
 
-    def start(self, source: int, rate: float | None, at: Point) -> None:
-        if source == KVO:
-            if not self.limit:
-                for other, one in enumerate(self.sources):
-                    if one.state == DELIVERING:
-                        self.no_stop(other, at)
-                        one.state = STOPPED
-            self.kvo_seen = True
-            if self.kvo_since is None:
-                self.kvo_since = at
-            return
-        self.end_kvo(at)
-        one = self.sources[source]
-        self.move(source, START_AT_ZERO if rate == 0 else START, at)
-        one.run_since = at
-        one.rate, one.rate_since, one.given = rate, at.ms, 0.0
+def stop(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, source: int, row: int) -> None:
+    """A `delivery_stop` or `delivery_complete`; of no source: of all that run, and a missing start where none was seen."""
+    alarm = steps.alarming[row]
+    if source == KVO:
+        end_kvo(steps, pump, found, last, row)
+    elif source == ANY:
+        unseen, running = True, 0
+        for other in range(KVO):
+            unseen = unseen and one[other, NOW] == UNSEEN
+            running += one[other, NOW] == DELIVERING or one[other, NOW] == ZERO
+        if unseen and not pump[KVO_SEEN]:
+            segment(steps, pump, found, last, UNKNOWN, ANY, _BEFORE, row, NO_START)
+            for other in range(KVO):
+                one[other, NOW] = STOPPED
+        for other in range(KVO):
+            if one[other, NOW] == DELIVERING or one[other, NOW] == ZERO:
+                flowed(steps, pump, one, flow, other, row)
+                tell(one, flow, found, other, row, steps.told[row] if running == 1 else np.nan)
+                move(steps, pump, one, flow, covers, found, last, other, STOP, row, alarm, False)
+        end_kvo(steps, pump, found, last, row)
+    else:
+        flowed(steps, pump, one, flow, source, row)
+        tell(one, flow, found, source, row, steps.told[row])
+        move(steps, pump, one, flow, covers, found, last, source, STOP, row, alarm, False)
 
-    def stop(self, source: int, at: Point, told: float | None, *, alarm: bool) -> None:
-        if source == KVO:
-            self.end_kvo(at)
-        elif source == ANY:
-            if all(one.state == UNSEEN for one in self.sources) and not self.kvo_seen:
-                self.no_start(ANY, at)
-                for one in self.sources:
-                    one.state = STOPPED
-            running = [other for other, one in enumerate(self.sources) if one.state in (DELIVERING, ZERO)]
-            for other in running:
-                self.flow(other, at)
-                self.tell(other, at, told if len(running) == 1 else None)
-                self.move(other, STOP, at, alarm=alarm)
-            self.end_kvo(at)
+
+def halt(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, record: int, row: int, alarm: bool) -> None:
+    """A halt stops whatever runs, KVO too."""
+    for source in range(KVO):
+        flowed(steps, pump, one, flow, source, row)
+        tell(one, flow, found, source, row, np.nan)
+        move(steps, pump, one, flow, covers, found, last, source, record, row, alarm, False)
+    end_kvo(steps, pump, found, last, row)
+
+
+def reach_limit(steps: Any, pump: Any, one: Any, flow: Any, row: int) -> None:
+    """From here on what delivers counts as KVO."""
+    if pump[LIMIT]:
+        return
+    for source in range(KVO):
+        flowed(steps, pump, one, flow, source, row)
+        if one[source, NOW] == DELIVERING:
+            one[source, PENDING] = one[source, LIMITED_AT] = row
+    pump[LIMIT] = 1
+
+
+def clear_limit(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, row: int) -> None:
+    """What delivers is no longer limited; where nothing was limited, a stop is missing."""
+    for source in range(KVO):
+        if one[source, NOW] != DELIVERING:
+            continue
+        if pump[LIMIT]:
+            flow[source, GIVEN] = np.nan
+            if one[source, PENDING] != _NOWHERE:
+                infused(steps, pump, covers, found, last, source, one[source, BEGAN], one[source, PENDING], PROVED)
+            if one[source, LIMITED_AT] != _NOWHERE:
+                segment(steps, pump, found, last, IDLE, KVO, one[source, LIMITED_AT], row, PROVED)
         else:
-            self.flow(source, at)
-            self.tell(source, at, told)
-            self.move(source, STOP, at, alarm=alarm)
+            unstopped(steps, pump, one, flow, covers, found, last, source, row)
+        one[source, BEGAN] = row
+        one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
+    pump[LIMIT] = 0
 
-    def tell(self, source: int, at: Point, told: float | None) -> None:
-        one = self.sources[source]
-        if told is not None and one.given is not None and one.state in (DELIVERING, ZERO):
-            self.found.volumes.append((at, told, one.given))
-        if one.given is not None and one.state in (DELIVERING, ZERO):
-            self.found.amounts[at] = self.found.amounts.get(at, 0.0) + one.given
-        one.given = None
 
-    def halt(self, record: int, at: Point, *, alarm: bool) -> None:
-        self.found.halts.append(at)
-        for source in range(KVO):
-            self.flow(source, at)
-            self.tell(source, at, None)
-            self.move(source, record, at, alarm=alarm)
-        self.end_kvo(at)
+def is_halt(kind: int, stops: bool) -> bool:
+    """Whether a record of this kind is a halt."""
+    return (kind == _ALARM and stops) or kind in (_CHANGE, _OFF, _POWER, _PATIENT)
 
-    def reach_limit(self, at: Point) -> None:
-        if self.limit:
-            return
-        for source, one in enumerate(self.sources):
-            self.flow(source, at)
-            if one.state == DELIVERING:
-                one.pending = one.limited = at
-        self.limit = True
 
-    def clear_limit(self, at: Point) -> None:
-        for source, one in enumerate(self.sources):
-            if one.state != DELIVERING:
+def step(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, row: int) -> int:
+    """One record; gives its source."""
+    kind = steps.kind[row]
+    source = steps.source[row]
+    if source < 0:
+        source = ANY if kind == _STOPS else _PRIMARY
+    if kind == _STARTS:
+        start(steps, pump, one, flow, covers, found, last, source, row)
+    elif kind == _RATES:
+        if source != KVO:
+            flowed(steps, pump, one, flow, source, row)
+            rate = steps.rate[row]
+            record = RATE_ZERO if rate == 0 else RATE_ABOVE
+            move(steps, pump, one, flow, covers, found, last, source, record, row, False, steps.proves[row] >= 0)
+            flow[source, RATE] = rate
+    elif kind in (_STOPS, _COMPLETES):
+        stop(steps, pump, one, flow, covers, found, last, source, row)
+    elif is_halt(kind, steps.stops[row]):
+        halt(steps, pump, one, flow, covers, found, last, POWER_ON if kind == _POWER else HALT, row, kind == _ALARM)
+    elif kind == _LIMITED:
+        reach_limit(steps, pump, one, flow, row)
+    elif kind == _UNLIMITED:
+        clear_limit(steps, pump, one, flow, covers, found, last, row)
+    elif kind == _BOLUS and steps.proves[row] >= 0:
+        prove(steps, pump, one, flow, found, last, steps.proves[row], row)
+    if pump[LIMIT]:
+        running = False
+        for other in range(KVO):
+            running = running or one[other, NOW] == DELIVERING or one[other, NOW] == ZERO
+        if not running:
+            pump[LIMIT] = 0
+    return int(source)
+
+
+def finish(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, of: Any) -> None:
+    """What still runs when the stretch ends, ends for counting at its last event."""
+    beyond = last if steps.ms[last] == pump[MAX_MS] else _BEYOND
+    of[OPEN_MS] = NONE
+    for source in range(KVO):
+        state = one[source, NOW]
+        if state != DELIVERING and state != ZERO:
+            continue
+        since = ms_of(steps, pump, one[source, BEGAN] if state == DELIVERING else one[source, RUN_SINCE])
+        of[OPEN_MS] = since if of[OPEN_MS] == NONE else min(of[OPEN_MS], since)
+        if state == DELIVERING:
+            flowed(steps, pump, one, flow, source, beyond)
+            tell(one, flow, found, source, last, np.nan)
+            if one[source, LIMITED_AT] == _NOWHERE:
+                cover(steps, pump, covers, last, one[source, BEGAN], _NOWHERE)
+            close(steps, pump, one, covers, found, last, source, beyond, RUNNING)
+    of[IDLE_AT_END] = pump[KVO_SINCE] != _NOWHERE
+    end_kvo(steps, pump, found, last, beyond)
+
+
+# --- order ----------------------------------------------------------------------------------------------------------------------
+
+
+def earlier(one: Any, i: int, at: int, other: Any, j: int, where: int) -> bool:
+    """Whether the point in columns `at`.. of row i of `one` is before that in columns `where`.. of row j of `other`."""
+    for c in range(3):
+        if one[i, at + c] != other[j, where + c]:
+            return bool(one[i, at + c] < other[j, where + c])
+    return False
+
+
+def less(rows: Any, i: int, j: int, column: int, columns: int) -> bool:
+    """Whether row i is before row j by so many columns from `column` on."""
+    for c in range(column, column + columns):
+        if rows[i, c] != rows[j, c]:
+            return bool(rows[i, c] < rows[j, c])
+    return False
+
+
+def ordered(rows: Any, column: int, columns: int) -> Any:
+    """Rows sorted (stable) by so many columns from `column` on; rows that are in order already cost one look each."""
+    size = len(rows)
+    sorted_ = True
+    for i in range(1, size):
+        if less(rows, i, i - 1, column, columns):
+            sorted_ = False
+            break
+    here = rows.copy()
+    if sorted_:
+        return here
+    there = rows.copy()
+    width = 1
+    while width < size:
+        for low in range(0, size, 2 * width):
+            middle, high = min(low + width, size), min(low + 2 * width, size)
+            i, j = low, middle
+            for k in range(low, high):
+                if i < middle and (j >= high or not less(here, j, i, column, columns)):
+                    there[k] = here[i]
+                    i += 1
+                else:
+                    there[k] = here[j]
+                    j += 1
+        here, there = there, here
+        width *= 2
+    return here
+
+
+# --- boluses --------------------------------------------------------------------------------------------------------------------
+
+_G_MS, _G_ROW, _G_END = 0, 2, 3
+
+
+def boluses(steps: Any, low: int, last: int, end_ms: int, covers: Any, found: Any) -> None:
+    """A bolus that starts while nothing infuses is delivery of its own duration, cut short by a stop, a halt or the end."""
+    number = 0
+    for row in range(low, last + 1):
+        number += steps.kind[row] == _BOLUS
+    if number == 0:
+        return
+    given = np.empty((number, 5), dtype=np.int64)
+    number = 0
+    for row in range(low, last + 1):
+        if steps.kind[row] == _BOLUS:
+            begins = steps.ms[row] - steps.lasts[row] if steps.at_end[row] else steps.ms[row]
+            given[number, 0] = max(begins, 0)
+            given[number, 1] = row if begins >= 0 else -1
+            given[number, 2] = row
+            given[number, 3] = begins + steps.lasts[row]
+            given[number, 4] = steps.source[row] if steps.source[row] >= 0 else _PRIMARY
+            number += 1
+    given = ordered(given, 0, 5)
+    riding = ordered(covers, 1, 6)
+    cut, ridden, reach = low, 0, -1
+    flows = np.full((1, 3), -1, dtype=np.int64)
+    for i in range(number):
+        while ridden < len(riding) and not earlier(given, i, _G_MS, riding, ridden, S_MS):
+            if reach < 0 or earlier(riding, reach, E_MS, riding, ridden, E_MS):
+                reach = ridden
+            ridden += 1
+        if earlier(given, i, _G_MS, flows, 0, 0) or (reach >= 0 and earlier(given, i, _G_MS, riding, reach, E_MS)):
+            continue
+        starts, rank, row = given[i, 0], given[i, 1], given[i, 2]
+        while cut <= last and not (
+            (steps.kind[cut] == _STOPS or is_halt(steps.kind[cut], steps.stops[cut]))
+            and (steps.ms[cut] > starts or (steps.ms[cut] == starts and cut > rank))
+        ):
+            cut += 1
+        alarm = False
+        stops, stop_rank, stop_row = min(given[i, _G_END], end_ms), -1, row
+        if cut <= last and steps.ms[cut] <= stops:
+            stops, stop_rank, stop_row = steps.ms[cut], cut, cut
+            alarm = steps.alarming[cut] or steps.kind[cut] == _ALARM
+        elif stops < starts or (stops == starts and stop_rank < rank):
+            stops, stop_rank = starts, rank
+        at = found.made[N_SEG]
+        flows[0, 0], flows[0, 1], flows[0, 2] = stops, stop_rank, stop_row
+        found.segments[at, WHAT] = INFUSING
+        found.segments[at, S_MS : S_ROW + 1] = given[i, :3]
+        found.segments[at, E_MS : E_ROW + 1] = flows[0]
+        found.segments[at, SRC] = given[i, 4]
+        found.segments[at, CODE] = BOLUS
+        found.made[N_SEG] += 1
+        at = found.made[N_END]
+        found.ends[at, :3] = flows[0]
+        found.ends[at, ALARMED] = alarm
+        found.made[N_END] += 1
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------------------------
+
+
+def touch(steps: Any, last: int, halted: int, pieces: Any, piece: int, segments: Any, at: int) -> bool:
+    """Whether a segment belongs to a piece: it starts within it, or at the instant at which it ends with no halt between; `halted` is
+    the first halt that is not before the end of the piece."""
+    if not earlier(pieces, piece, E_MS, segments, at, S_MS):
+        return True
+    if segments[at, S_MS] != pieces[piece, E_MS]:
+        return False
+    return bool(
+        halted > last or steps.ms[halted] > segments[at, S_MS] or (steps.ms[halted] == segments[at, S_MS] and halted > segments[at, S_RANK])
+    )
+
+
+def merge(steps: Any, low: int, last: int, number: int, first: int, unknown: int, idle: int, found: Any) -> None:
+    """Pieces of the sorted segments of a stretch: infusing ones (from `first` on; the union over the sources), and unknown ones (from
+    `unknown` to `idle`), in order."""
+    segments, pieces = found.segments, found.pieces
+    begin_ = found.made[N_PIECE]
+    made, halted = begin_, low
+    for at in range(first, unknown):
+        joins = False
+        if made > begin_:
+            open_ = made - 1
+            while halted <= last and not (
+                is_halt(steps.kind[halted], steps.stops[halted])
+                and (
+                    steps.ms[halted] > pieces[open_, E_MS] or (steps.ms[halted] == pieces[open_, E_MS] and halted >= pieces[open_, E_RANK])
+                )
+            ):
+                halted += 1
+            joins = touch(steps, last, halted, pieces, open_, segments, at)
+        if joins:
+            if earlier(pieces, made - 1, E_MS, segments, at, E_MS):
+                pieces[made - 1, E_MS : E_ROW + 1] = segments[at, E_MS : E_ROW + 1]
+        else:
+            pieces[made, STRETCH] = number
+            pieces[made, S_MS : E_ROW + 1] = segments[at, S_MS : E_ROW + 1]
+            pieces[made, PIECE_WHAT] = INFUSING
+            pieces[made, SEG_FROM] = at
+            made += 1
+        pieces[made - 1, SEG_TO] = at + 1
+    for at in range(unknown, idle):
+        pieces[made, STRETCH] = number
+        pieces[made, S_MS : E_ROW + 1] = segments[at, S_MS : E_ROW + 1]
+        pieces[made, PIECE_WHAT] = UNKNOWN
+        pieces[made, SEG_FROM] = at
+        pieces[made, SEG_TO] = at + 1
+        made += 1
+    if idle > unknown:
+        pieces[begin_:made] = ordered(pieces[begin_:made], S_MS, 7)
+    found.made[N_PIECE] = made
+
+
+def run(steps: Any, first: Any, last: Any, end_ms: Any, found: Any) -> None:
+    """All stretches, each from nothing: fills `found`."""
+    pump = np.zeros(8, dtype=np.int64)
+    one = np.zeros((KVO, 7), dtype=np.int64)
+    flow = np.zeros((KVO, 2))
+    covers = np.empty((len(found.segments), 7), dtype=np.int64)
+    for number in range(len(first)):
+        low, high = first[number], last[number]
+        of = found.of_stretch[number]
+        pump[FIRST_ROW], pump[LIMIT], pump[KVO_SINCE], pump[KVO_SEEN], pump[COVERS] = low, 0, _NOWHERE, 0, 0
+        pump[MAX_MS] = 0
+        for row in range(low, high + 1):
+            pump[MAX_MS] = max(pump[MAX_MS], steps.ms[row])
+        one[:, NOW] = UNSEEN
+        one[:, BEGAN] = one[:, HALTED_AT] = one[:, RUN_SINCE] = _BEFORE
+        one[:, LIMITED_AT] = one[:, PENDING] = _NOWHERE
+        one[:, RATE_SINCE] = 0
+        flow[:] = np.nan
+        of[SEGS], of[ENDS], of[PIECES], of[SETTLED] = found.made[N_SEG], found.made[N_END], found.made[N_PIECE], -1
+        for row in range(low, high + 1):
+            if not (MOVING[steps.kind[row]] or (steps.kind[row] == _BOLUS and steps.proves[row] >= 0)):
                 continue
-            if self.limit:
-                one.given = None
-                if one.pending is not None:
-                    self.infused(source, one.began, one.pending)
-                if one.limited is not None:
-                    self.segment("kvo", KVO, one.limited, at)
-            else:
-                self.no_stop(source, at)
-            one.began, one.limited, one.pending = at, None, None
-        self.limit = False
-
-    def settle(self, at: Point, kind: str, source: int) -> None:
-        if self.found.settled is not None:
-            return
-        halted = bool(self.found.halts) and self.found.halts[-1] == at
-        if halted or (kind in _MOVES and (source in _SETTLING or source == ANY)):
-            self.found.settled = (at, kind == Kind.DELIVERY_START.value)
-
-    def run(self) -> Found:
-        steps = self.steps
-        for i, kind in enumerate(steps.kind):
-            at = at_row(steps.ms[i], steps.first + i)
-            named = steps.source[i]
-            unnamed = ANY if kind == Kind.DELIVERY_STOP.value else SOURCE_CODE[Source.PRIMARY]
-            source = SOURCE_CODE[named] if named is not None else unnamed
-            if kind == Kind.DELIVERY_START.value:
-                self.start(source, steps.rate[i], at)
-            elif kind == Kind.RATE_CHANGE.value:
-                if source != KVO:
-                    self.flow(source, at)
-                    rate = steps.rate[i]
-                    proves = steps.proves[i] is not None
-                    self.move(source, RATE_ZERO if rate == 0 else RATE_ABOVE, at, proves=proves)
-                    self.sources[source].rate = rate
-            elif kind in (Kind.DELIVERY_STOP.value, Kind.DELIVERY_COMPLETE.value):
-                self.stop(source, at, steps.volume[i], alarm=steps.reason[i] in _ALARMING)
-            elif kind == Kind.ALARM_RAISED.value and steps.stops[i]:
-                self.halt(HALT, at, alarm=True)
-            elif kind in HALTS:
-                self.halt(POWER_ON if kind == Kind.POWER_ON.value else HALT, at, alarm=False)
-            elif kind == Kind.LIMIT_REACHED.value:
-                self.reach_limit(at)
-            elif kind == Kind.LIMIT_CLEARED.value:
-                self.clear_limit(at)
-            elif kind == Kind.BOLUS_DELIVERED.value and (proved := steps.proves[i]) is not None:
-                self.prove(SOURCE_CODE[proved], at)
-            if self.limit and not any(one.state in (DELIVERING, ZERO) for one in self.sources):
-                self.limit = False
-            self.settle(at, kind, source)
-        self.finish()
-        self.boluses()
-        return self.found
-
-    def finish(self) -> None:
-        """What still runs when the stretch ends, ends for counting at its last event."""
-        last = at_row(max(self.steps.ms), self.steps.first + len(self.steps.ms) - 1)
-        for source, one in enumerate(self.sources):
-            if one.state not in (DELIVERING, ZERO):
-                continue
-            self.found.open_since.append(one.began if one.state == DELIVERING else one.run_since)
-            if one.state == DELIVERING:
-                self.flow(source, last)
-                self.tell(source, last, None)
-                if one.limited is None:
-                    self.covers.append((one.began, _NEVER))
-                self.close(source, last, alarm=False, code="OPEN")
-                self.found.ends.pop()
-        self.found.kvo_at_end = self.kvo_since is not None
-        self.end_kvo(last)
-
-    def boluses(self) -> None:
-        """A bolus that starts while nothing infuses is delivery of its own duration, cut short by a stop, a halt or the end."""
-        steps = self.steps
-        alarms = [kind == Kind.ALARM_RAISED.value and bool(steps.stops[i]) for i, kind in enumerate(steps.kind)]
-        cuts = [
-            (at_row(steps.ms[i], steps.first + i), alarms[i] or steps.reason[i] in _ALARMING)
-            for i, kind in enumerate(steps.kind)
-            if kind == Kind.DELIVERY_STOP.value or kind in HALTS or alarms[i]
-        ]
-        given = []
-        for i, kind in enumerate(steps.kind):
-            if kind == Kind.BOLUS_DELIVERED.value:
-                lasts = round((steps.duration_s[i] or 0.0) * 1000)
-                begins, ends = (steps.ms[i] - lasts, steps.ms[i]) if steps.at_end[i] else (steps.ms[i], steps.ms[i] + lasts)
-                row = steps.first + i
-                start = at_row(begins, row) if begins >= 0 else Point(0, -1, row)
-                given.append((start, ends, SOURCE_CODE[steps.source[i] or Source.PRIMARY]))
-        cuts.sort()
-        covered = Spans(self.covers)
-        flows_until = Point(-1, -1, 0)
-        for start, ends, source in sorted(given):
-            if start < flows_until or covered.hold(start):
-                continue
-            stop, alarm = Point(min(ends, steps.end_ms), -1, start.row), False
-            following = bisect_right(cuts, (start, True))
-            if following < len(cuts) and cuts[following][0].ms <= stop.ms:
-                stop, alarm = cuts[following]
-            stop = max(stop, start)
-            self.segment("infusing", source, start, stop, "BOLUS")
-            flows_until = stop
-            self.found.ends.append((stop, alarm))
+            source = step(steps, pump, one, flow, covers, found, high, row)
+            if of[SETTLED] < 0:
+                kind = steps.kind[row]
+                moves = kind in (_STARTS, _STOPS, _COMPLETES)
+                settling = source in (_PRIMARY, _BASAL, _INTERMITTENT, ANY)
+                if (moves and settling) or is_halt(kind, steps.stops[row]):
+                    of[SETTLED] = row
+                    of[BY_START] = kind == _STARTS
+        finish(steps, pump, one, flow, covers, found, high, of)
+        boluses(steps, low, high, end_ms[number], covers[: pump[COVERS]], found)
+        of[SEGS_END], of[ENDS_END] = found.made[N_SEG], found.made[N_END]
+        found.segments[of[SEGS] : of[SEGS_END]] = ordered(found.segments[of[SEGS] : of[SEGS_END]], 0, 9)
+        found.ends[of[ENDS] : of[ENDS_END]] = ordered(found.ends[of[ENDS] : of[ENDS_END]], 0, 4)
+        unknown = of[SEGS]
+        while unknown < of[SEGS_END] and found.segments[unknown, WHAT] == INFUSING:
+            unknown += 1
+        idle = unknown
+        while idle < of[SEGS_END] and found.segments[idle, WHAT] == UNKNOWN:
+            idle += 1
+        of[IDLES] = idle
+        merge(steps, low, high, number, of[SEGS], unknown, idle, found)
+        of[PIECES_END] = found.made[N_PIECE]
 
 
-_MOVES = frozenset(k.value for k in (Kind.DELIVERY_START, Kind.DELIVERY_STOP, Kind.DELIVERY_COMPLETE))
-
-
-def run(steps: Steps) -> Found:
-    """What the events of one stretch show."""
-    return _Machine(steps).run()
+KERNELS = (
+    "ms_of", "put", "segment", "cover", "end", "infused", "close", "unstopped", "begin", "end_kvo", "flowed", "tell", "prove", "move",
+    "start", "stop", "halt", "reach_limit", "clear_limit", "is_halt", "step", "finish", "earlier", "less", "ordered", "boluses", "touch",
+    "merge", "run",
+)  # fmt: skip

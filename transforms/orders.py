@@ -7,10 +7,13 @@ import io
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from itertools import pairwise
 from zoneinfo import ZoneInfo
+
+import numpy as np
+import numpy.typing as npt
 
 from devices.errors import InputError
 
@@ -32,6 +35,10 @@ COLUMNS = (
 _NEEDED = ("pump_id", "patient_id", "order_id", "rule_set", "tz", "start")
 _SAME_FOR_AN_ORDER = ("patient_id", "drug", "route", "payer", "rule_set", "place_of_service", "tz")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE = datetime(1970, 1, 1)  # noqa: DTZ001 - local times carry no zone
+_QUARTER_MS = 900_000
+_QUARTERS_SINCE = 1_325_376_000_000
+"""Since 2012 zones have changed their offset at whole quarters of an hour of UTC alone (St. John's did so a minute later before)."""
 
 
 @cache
@@ -49,12 +56,29 @@ def zone(name: str) -> ZoneInfo:
 
 def local(utc_ms: int, tz: ZoneInfo) -> datetime:
     """UTC milliseconds as naive local time."""
-    return (_EPOCH + timedelta(milliseconds=utc_ms)).astimezone(tz).replace(tzinfo=None)
+    if utc_ms < _QUARTERS_SINCE:
+        return (_EPOCH + timedelta(milliseconds=utc_ms)).astimezone(tz).replace(tzinfo=None)
+    return _NAIVE + timedelta(milliseconds=utc_ms + _offset_ms(utc_ms // _QUARTER_MS * _QUARTER_MS, tz))
 
 
 def utc_ms(local_time: datetime, tz: ZoneInfo) -> int:
     """Naive local time as UTC milliseconds; of an hour that comes twice, the first."""
     return round((local_time.replace(tzinfo=tz) - _EPOCH) / timedelta(milliseconds=1))
+
+
+def local_ms(instants: npt.NDArray[np.int64], tz: ZoneInfo) -> npt.NDArray[np.int64]:
+    """UTC milliseconds as local milliseconds. Raises OverflowError beyond the years of a calendar."""
+    whole = np.where(instants >= _QUARTERS_SINCE, instants // _QUARTER_MS * _QUARTER_MS, instants)
+    told, where = np.unique(whole, return_inverse=True)
+    ahead = [_offset_ms(moment, tz) for moment in told.tolist()]
+    return instants + np.array(ahead, dtype=np.int64)[where]
+
+
+@lru_cache(maxsize=1 << 16)
+def _offset_ms(utc_ms: int, tz: ZoneInfo) -> int:
+    ahead = (_EPOCH + timedelta(milliseconds=utc_ms)).astimezone(tz).utcoffset()
+    assert ahead is not None
+    return round(ahead / timedelta(milliseconds=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +114,12 @@ class Orders:
 
     def __init__(self, orders: Collection[Order]) -> None:
         self.all = tuple(sorted(orders, key=lambda o: (o.pump_id, o.start_ms, o.order_id)))
+        self._rows: dict[str, range] = {}
         self._by_pump: dict[str, list[Order]] = {}
         self._by_id: dict[str, list[Order]] = {}
         self._by_patient: dict[str, list[Order]] = {}
-        for order in self.all:
+        for row, order in enumerate(self.all):
+            self._rows[order.pump_id] = range(self._rows.get(order.pump_id, range(row, row)).start, row + 1)
             self._by_pump.setdefault(order.pump_id, []).append(order)
             self._by_id.setdefault(order.order_id, []).append(order)
             self._by_patient.setdefault(order.patient_id, []).append(order)
@@ -101,6 +127,10 @@ class Orders:
     def of_pump(self, pump_id: str) -> list[Order]:
         """The orders of one pump by start."""
         return self._by_pump.get(pump_id, [])
+
+    def rows_of_pump(self, pump_id: str) -> range:
+        """Where the orders of one pump stand in `all`, by start."""
+        return self._rows.get(pump_id, range(0))
 
     def of_id(self, order_id: str) -> list[Order]:
         """The rows of one order: one a pump and time."""

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import cache
 from typing import Any, Literal
 
 from devices.errors import InputError
@@ -63,6 +64,12 @@ class Therapy:
     citation: str
 
 
+@cache
+def _words(drug: str) -> frozenset[str]:
+    """The words of a drug's name."""
+    return frozenset(re.findall(r"[a-z0-9]+", drug.lower()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSet:
     """One rule set as read from its TOML."""
@@ -88,7 +95,7 @@ class RuleSet:
 
     def day_code(self, drug: str, *, continuous: bool) -> tuple[str, str] | None:
         """The code of a therapy day and its citation; None where no therapy names the drug: nothing is guessed."""
-        words = set(re.findall(r"[a-z0-9]+", drug.lower()))
+        words = _words(drug)
         for therapy in self.therapies:
             if words.intersection(therapy.drugs):
                 return (therapy.continuous if continuous else therapy.intermittent), therapy.citation
@@ -100,13 +107,11 @@ class RuleSet:
 
     def excludes(self, drug: str) -> bool:
         """Whether a drug is on its list: any listed word as a word of the drug's name."""
-        words = set(re.findall(r"[a-z0-9]+", drug.lower()))
-        return any(word in words for word in self.excluded_drugs)
+        return not _words(drug).isdisjoint(self.excluded_drugs)
 
     def limit_ml_h(self, drug: str) -> float | None:
         """The therapy's rate limit, where the rule set gives one."""
-        words = re.findall(r"[a-z0-9]+", drug.lower())
-        return min((self.therapy_limits_ml_h[w] for w in words if w in self.therapy_limits_ml_h), default=None)
+        return min((self.therapy_limits_ml_h[w] for w in _words(drug) if w in self.therapy_limits_ml_h), default=None)
 
     def units(self, minutes: int) -> dict[str, int]:
         """Role or code → units for whole minutes, set-ups apart."""

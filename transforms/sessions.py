@@ -1,55 +1,38 @@
-"""Sessions and set-ups of one pump (docs/semantics.md §4, §5): pieces of delivery, grouped by order, and what is not proved of them."""
+"""Sessions and set-ups of pumps (docs/semantics.md §4, §5): from logs to the tables of facts.
+
+The work is done by the kernels of `clock`, `machine` and `grouping` on the arrays of a block; here orders are found, and rows made.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from devices.contract import Kind, Log
-from transforms import clock, machine, tables
-from transforms.clock import CLOCK, HOLE, NONE, UNKNOWN, ClockPolicy, Timeline
-from transforms.machine import Found, Point, Segment, Steps, at_row
-from transforms.orders import Order, Orders, local, utc_ms
-from transforms.tables import identify, rows_to_table
+from transforms import clock, decisions, grouping, machine, tables
+from transforms.block import KIND, NONE, SOURCE, SOURCES, Block, Ints, booleans, coded, numbers, timestamps
+from transforms.clock import QUALITIES, ClockPolicy, Timeline
+from transforms.compiled import Kernels
+from transforms.decisions import Decision, Shaping
+from transforms.grouping import FLAGS, TIME_FLAGS, Grouped, Pieces
+from transforms.machine import Found
+from transforms.orders import Order, Orders, local_ms, utc_ms
+from transforms.tables import identify
 
-TIME_CODES = ("NO_STOP", "NO_START", "SESSION_OPEN", "LOG_GAP", "CLOCK_UNCERTAIN", "RECORD_CONFLICT", "ORDER_BOUNDARY")
+TIME_CODES = FLAGS[:7]
 """The codes about a session's time: the first row of docs/semantics.md §6."""
 
-_SETUP = frozenset(k.value for k in (Kind.RESERVOIR_CHANGE, Kind.PRIMING_STARTED, Kind.PRIMING_DONE))
-
-
-_COLUMNS = (
-    "event_id",
-    "record_key",
-    "kind",
-    "source",
-    "reason",
-    "target",
-    "at",
-    "stops_delivery",
-    "pump_time",
-    "rate_ml_h",
-    "rate_dose_h",
-    "volume_ml",
-    "programmed_ml",
-    "dose",
-    "programmed_dose",
-    "duration_s",
-    "lockout_s",
-    "proves",
-    "raw",
-    "conflict",
-)
-"""What of the events is looked at here."""
+_ALARMING = ("alarm", "malfunction")
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a pump prints has no zone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +57,7 @@ class FactPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The tables of one pump: EVENTS, SESSIONS, INTERVALS, SETUPS, DOUBTS of `transforms.tables`."""
+    """The tables of some pumps: EVENTS, SESSIONS, INTERVALS, SETUPS, DOUBTS of `transforms.tables`."""
 
     events: pa.Table
     sessions: pa.Table
@@ -83,566 +66,542 @@ class Facts:
     doubts: pa.Table
 
 
-@dataclass(slots=True)
-class _Piece:
-    start: Point
-    stop: Point
-    what: str
-    code: str
-    segments: list[Segment]
-    order: Order | None = None
+def derive(log: Log, orders: Orders, policy: FactPolicy, decided: Iterable[Decision] = ()) -> Facts:
+    """Events with time, sessions, intervals, set-ups and doubts of one pump. Pure; equal logs and decisions give equal tables.
+
+    `decided` are the decisions in force about this pump: those that hold on what it gives without any of them shape it.
+    """
+    names = pc.unique(log.events.column("pump_id")).to_pylist() or [""]
+    block = Block.of(names, [log])
+    base = derive_all(block, orders, policy)
+    shaping = decisions.shape(base, decided)
+    return _Facts(block, orders, policy, shaping).facts(events=True) if shaping else base
 
 
-@dataclass(slots=True)
-class _Session:
-    pieces: list[_Piece]
-    order: Order | None
-    stop: Point
-    flags: set[str] = field(default_factory=set)
-    setups: list[dict[str, Any]] = field(default_factory=list)
+def derive_all(block: Block, orders: Orders, policy: FactPolicy, *, events: bool = True) -> Facts:
+    """The same of all pumps of a block at once, without decisions: the rows of each are as `derive` gives them, sorted by pump.
 
-    @property
-    def start(self) -> Point:
-        return self.pieces[0].start
+    Events only if asked.
+    """
+    return _Facts(block, orders, policy, Shaping()).facts(events=events)
 
 
-def derive(log: Log, orders: Orders, policy: FactPolicy) -> Facts:
-    """Events with time, sessions, intervals, set-ups and doubts of one pump. Pure; equal logs give equal tables."""
-    line = clock.place(log, policy.clock)
-    return _Pump(log, line, orders, policy).facts()
+class _Facts:
+    """A block, what the kernels found in it, and the rows made of it."""
 
+    def __init__(self, block: Block, orders: Orders, policy: FactPolicy, shaping: Shaping) -> None:
+        self.block, self.orders, self.shaping = block, orders, shaping
+        named = {*shaping.clocks, *shaping.stops}
+        events = block.words("event_id").to_pylist() if named else ()
+        row_of = {event: row for row, event in enumerate(events) if event in named}
+        self.clocks = {row_of[stretch]: told for stretch, told in shaping.clocks.items()}
+        self.stops = {row_of[event]: told for event, told in shaping.stops.items()}
+        self.line: Timeline = clock.place(block, policy.clock, {row: offset for row, (offset, _) in self.clocks.items()})
+        self.found: Found = self._machine()
+        self.pieces: Ints = self.found.pieces[: self.found.made[machine.N_PIECE]]
+        self.said: Pieces = self._orders()
+        self.out, self.cut_up = self._grouped(policy.gap_ms)
 
-class _Pump:
-    """One pump's log with its timeline, while its facts are made."""
-
-    def __init__(self, log: Log, line: Timeline, orders: Orders, policy: FactPolicy) -> None:
-        self.log, self.line, self.orders, self.policy = log, line, orders, policy
-        events = log.events
-        self.col: dict[str, list[Any]] = {name: events.column(name).to_pylist() for name in _COLUMNS}
-        self.ms: list[int] = line.elapsed.tolist()
-        self.row_of = {event: row for row, event in enumerate(self.col["event_id"])}
-        self.pump_id: str = events.column("pump_id")[0].as_py() if events.num_rows else ""
-        self.sessions: list[dict[str, Any]] = []
-        self.intervals: list[dict[str, Any]] = []
-        self.setups: list[dict[str, Any]] = []
-        self.doubts: list[dict[str, Any]] = []
-        self._last_known, self._next_known = _known(line.utc)
-        self._by_instant: dict[int, tuple[list[int], list[int]]] = {}
-
-    def facts(self) -> Facts:
-        before: Found | None = None
-        for number in range(len(self.line.first)):
-            found = machine.run(self.steps(number))
-            self.stretch(number, found, before)
-            before = found
-        self.trailing_hole()
-        key = ("pump_id",)
+    def facts(self, *, events: bool) -> Facts:
         return Facts(
-            events=self.events(),
-            sessions=rows_to_table(tables.SESSIONS, self.sessions, sort=(*key, "session_id")),
-            intervals=rows_to_table(tables.INTERVALS, self.intervals, sort=(*key, "session_id", "from_ms", "to_ms", "class")),
-            setups=rows_to_table(tables.SETUPS, self.setups, sort=(*key, "setup_id")),
-            doubts=rows_to_table(tables.DOUBTS, self.doubts, sort=(*key, "doubt_id")),
+            self.events() if events else tables.EVENTS.empty_table(), self.sessions(), self.intervals(), self.setups(), self.doubts()
         )
 
-    def events(self) -> pa.Table:
-        """The log with its time, in the columns that are published."""
-        line, log = self.line, self.log.events
-        ids = self.col["event_id"]
-        stretches = line.stretch.tolist()
-        first = line.first.tolist()
-        columns: dict[str, Any] = {
-            "stretch": pa.array([ids[first[s]] if s >= 0 else None for s in stretches], pa.string()),
-            "order_in_stretch": pa.array([row - first[s] if s >= 0 else None for row, s in enumerate(stretches)], pa.int64()),
-            "time": pa.array([None if u == NONE else u for u in line.utc.tolist()], pa.int64()).cast(pa.timestamp("ms", "UTC")),
-            "elapsed_ms": pa.array([None if e == NONE else e for e in self.ms], pa.int64()),
-            "time_quality": pa.array([clock.QUALITIES[q] for q in line.quality.tolist()], pa.string()),
-            "time_method": pa.array([line.method_name(row) for row in range(len(ids))], pa.string()),
-            "time_bound_s": pa.array([None if math.isnan(b) else round(b, 3) for b in line.bound_s.tolist()], pa.float64()),
-        }
-        return pa.table({n: columns[n] if n in columns else log.column(n) for n in tables.EVENTS.names}, schema=tables.EVENTS)
+    # --- the kernels ----------------------------------------------------------------------------------------------------
 
-    # --- one stretch ----------------------------------------------------------------------------------------------------
-
-    def steps(self, number: int) -> Steps:
-        low, high = int(self.line.first[number]), int(self.line.last[number]) + 1
-        col = self.col
-        rates = [ml if ml is not None else dose for ml, dose in zip(col["rate_ml_h"][low:high], col["rate_dose_h"][low:high], strict=True)]
-        return Steps(
-            first=low,
-            ms=self.ms[low:high],
-            kind=col["kind"][low:high],
-            source=col["source"][low:high],
-            reason=col["reason"][low:high],
-            stops=col["stops_delivery"][low:high],
-            rate=rates,
-            volume=[
-                told if ml is not None or dose is None else None
-                for told, ml, dose in zip(col["volume_ml"][low:high], col["rate_ml_h"][low:high], col["rate_dose_h"][low:high], strict=True)
-            ],
-            duration_s=col["duration_s"][low:high],
-            at_end=[at == "end" for at in col["at"][low:high]],
-            proves=col["proves"][low:high],
-            end_ms=int(self.line.end[number]),
+    def _machine(self) -> Found:
+        block, kind = self.block, self.block.kind
+        ml, dose, volume = (numbers(block.column(name)) for name in ("rate_ml_h", "rate_dose_h", "volume_ml"))
+        lasts = numbers(block.column("duration_s"))
+        stopped = np.full(block.rows, NONE, dtype=np.int64)
+        for row, (after_ms, _) in self.stops.items():
+            stopped[row] = self.line.elapsed[row] + after_ms
+        steps = machine.Steps(
+            ms=self.line.elapsed,
+            kind=kind,
+            source=block.source,
+            alarming=block.is_one("reason", *_ALARMING),
+            stops=booleans(block.column("stops_delivery")),
+            rate=np.where(np.isnan(ml), dose, ml),
+            told=np.where(np.isnan(ml) & ~np.isnan(dose), np.nan, volume),
+            lasts=np.rint(np.where(np.isnan(lasts), 0.0, lasts) * 1000).astype(np.int64),
+            at_end=block.is_one("at", "end"),
+            proves=coded(block.column("proves"), SOURCE),
+            stopped=stopped,
         )
-
-    def stretch(self, number: int, found: Found, before: Found | None) -> None:
-        pieces = _pieces(found)
-        for piece in pieces:
-            piece.order = self.orders.in_force(self.pump_id, self.utc(piece.start), self.printed(piece.start))
-        sessions = self.grouped(pieces, number)
-        end_of_log = int(self.line.last[number]) == len(self.ms) - 1
-        self.flag_open(sessions, found, "SESSION_OPEN" if end_of_log else "NO_STOP")
-        self.flag_cut(number, sessions, found, before)
-        self.flag_rest(number, sessions, found)
-        self.make_setups(number, pieces, sessions)
-        for session in sessions:
-            self.emit(number, session, found)
-
-    def grouped(self, pieces: list[_Piece], number: int) -> list[_Session]:
-        """Pieces of one order at most the gap limit apart, with no new patient between them."""
-        rows = range(int(self.line.first[number]), int(self.line.last[number]) + 1)
-        patients = [at_row(self.ms[row], row) for row in rows if self.col["kind"][row] == Kind.NEW_PATIENT.value]
-        sessions: list[_Session] = []
-        for piece in pieces:
-            last = sessions[-1] if sessions else None
-            if (
-                last is not None
-                and _same(last.order, piece.order)
-                and piece.start.ms - last.stop.ms <= self.policy.gap_ms
-                and not any(last.stop <= new <= piece.start for new in patients)
-            ):
-                last.pieces.append(piece)
-                last.stop = max(last.stop, piece.stop)
-            else:
-                sessions.append(_Session([piece], piece.order, piece.stop))
-        return sessions
-
-    def flag_open(self, sessions: list[_Session], found: Found, code: str) -> None:
-        """What still runs at the end of the stretch leaves its session without a stop."""
-        for session in sessions:
-            for piece in session.pieces:
-                for segment in piece.segments:
-                    if segment.code == "OPEN":
-                        session.flags.add(code)
-                    elif segment.code in ("NO_STOP", "NO_START"):
-                        session.flags.add(segment.code)
-        if found.open_since and sessions:
-            last = max(sessions, key=lambda s: s.stop)
-            if any(since.ms <= last.stop.ms + self.policy.gap_ms for since in found.open_since):
-                last.flags.add(code)
-
-    def flag_cut(self, number: int, sessions: list[_Session], found: Found, before: Found | None) -> None:
-        """After a cut the log may hide that a delivery goes on (docs/semantics.md §4.6)."""
-        cut = int(self.line.after[number])
-        if cut not in (HOLE, CLOCK):
-            return
-        first, last = int(self.line.first[number]), int(self.line.last[number])
-        begins = at_row(self.ms[first], first)
-        quiet = cut == CLOCK and before is not None and before.settled is not None and not before.open_since and not before.kvo_at_end
-        ends = False
-        if quiet:
-            settled = begins
-        elif found.settled is not None:
-            settled, is_start = found.settled
-            ends = not is_start
-        else:
-            settled = at_row(self.ms[last], last)
-        code = "LOG_GAP" if cut == HOLE else "CLOCK_UNCERTAIN"
-        for session in sessions:
-            start = session.start
-            near_first = start.ms - begins.ms <= self.policy.gap_ms
-            near_settled = ends and start >= settled and start.ms - settled.ms <= self.policy.gap_ms
-            if start < settled or near_first or near_settled:
-                session.flags.add(code)
-        self.doubt_of_cut(code, first, first if not quiet and found.settled and found.settled[1] else settled.row)
-
-    def doubt_of_cut(self, code: str, first: int, settled: int) -> None:
-        """A cut reaches from the last record before it to the settling record (to the first record, if a start settles)."""
-        self.doubts.append(
-            {
-                "doubt_id": identify("cut", self.pump_id, self.col["record_key"][first]),
-                "pump_id": self.pump_id,
-                "code": code,
-                "from_utc": self.known_before(first - 1),
-                "to_utc": self.known_after(settled),
-                "event_id": self.col["event_id"][first],
-            }
-        )
-
-    def trailing_hole(self) -> None:
-        """A hole at the end of the log is a cut that nothing settles."""
-        size = len(self.ms)
-        if size and self.line.stretch[size - 1] < 0:
-            self.doubt_of_cut("LOG_GAP", size - 1, size)
-
-    def known_before(self, row: int) -> int | None:
-        """UTC of this row's event, or of the last before it that has one."""
-        return self._last_known[row] if row >= 0 else None
-
-    def known_after(self, row: int) -> int | None:
-        """UTC of this row's event, or of the first after it that has one."""
-        return self._next_known[row] if row < len(self.ms) else None
-
-    def flag_rest(self, number: int, sessions: list[_Session], found: Found) -> None:
-        first, last = int(self.line.first[number]), int(self.line.last[number]) + 1
-        conflicts = [at_row(self.ms[row], row) for row in range(first, last) if self.col["conflict"][row]]
-        violations = self.lockout_violations(first, last)
-        mismatches = [at for at, told, flow in found.volumes if abs(told - flow) > 1 and abs(told - flow) > 0.1 * told]
-        gap = self.policy.gap_ms
-        for session in sessions:
-            start, stop = session.start, session.stop
-            if any(start.ms - gap <= at.ms <= stop.ms + gap for at in conflicts):
-                session.flags.add("RECORD_CONFLICT")
-            if any(start.ms <= low.ms <= stop.ms or start.ms <= high.ms <= stop.ms for low, high in violations):
-                session.flags.add("LOCKOUT_VIOLATION")
-            if any(start.ms <= at.ms <= stop.ms for at in mismatches):
-                session.flags.add("VOLUME_MISMATCH")
-            if self.uncertain(number, session):
-                session.flags.add("CLOCK_UNCERTAIN")
-            if session.order is not None and session.order.stop_ms is not None and self.outlasts(session):
-                session.flags.add("ORDER_BOUNDARY")
-            if not self.log.gaps_visible:
-                session.flags.add("GAPS_INVISIBLE")
-
-    def uncertain(self, number: int, session: _Session) -> bool:
-        start, stop = session.start, session.stop
-        if self.utc(start) is None or self.utc(stop) is None:
-            return True
-        if any(self.line.quality[row] == UNKNOWN for row in self.within(number, session)):
-            return True
-        return any(where == number and low < stop.ms and start.ms < high for where, low, high in self.line.contradicted)
-
-    def outlasts(self, session: _Session) -> bool:
-        order = session.order
-        assert order is not None
-        for piece in session.pieces:
-            end = self.utc(piece.stop)
-            if end is None and (printed := self.printed(piece.stop)) is not None:
-                end = utc_ms(printed, order.zone)
-            if end is not None and order.stop_ms is not None and end > order.stop_ms:
-                return True
-        return False
-
-    def lockout_violations(self, first: int, last: int) -> list[tuple[Point, Point]]:
-        """Two granted demands closer than the lockout that the log itself gives."""
-        lockout_ms: float | None = None
-        previous: Point | None = None
-        found = []
-        for row in range(first, last):
-            if self.col["kind"][row] == Kind.SETTINGS_CHANGE.value and self.col["lockout_s"][row] is not None:
-                lockout_ms = self.col["lockout_s"][row] * 1000
-            elif self.col["kind"][row] == Kind.DEMAND_GRANTED.value:
-                at = at_row(self.ms[row], row)
-                if lockout_ms is not None and previous is not None and at.ms - previous.ms < lockout_ms:
-                    found.append((previous, at))
-                previous = at
+        found = machine.room(steps, len(self.line.first))
+        kernels = Kernels(machine, block.rows)
+        kernels.run(kernels.rows(steps), self.line.first, self.line.last, self.line.end, found)
         return found
 
-    # --- set-ups (§5) ---------------------------------------------------------------------------------------------------
-
-    def make_setups(self, number: int, pieces: list[_Piece], sessions: list[_Session]) -> None:
-        first, last = int(self.line.first[number]), int(self.line.last[number]) + 1
-        owner = {id(piece): session for session in sessions for piece in session.pieces}
-        starts = [piece.start for piece in pieces]
-        held = machine.Spans((piece.start, piece.stop) for piece in pieces)
-        group: list[Point] = []
-        for row in range(first, last):
-            if self.col["kind"][row] not in _SETUP:
+    def _orders(self) -> Pieces:
+        """The order of each piece: the one in force on its pump at its start."""
+        pieces, line, known = self.pieces, self.line, self.orders
+        starts = self.utc(pieces[:, machine.S_MS], pieces[:, machine.S_ROW])
+        stops = self.utc(pieces[:, machine.E_MS], pieces[:, machine.E_ROW])
+        pump = line.pump[pieces[:, machine.STRETCH]]
+        order = np.full(len(pieces), -1, dtype=np.int64)
+        bounds = np.searchsorted(pump, np.arange(len(self.block.pumps) + 1))
+        for number, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+            rows = known.rows_of_pump(self.block.pumps[number])
+            if low == high or not rows:
                 continue
-            at = at_row(self.ms[row], row)
-            if held.hold(at) and (within := next((p for p in pieces if p.start < at < p.stop), None)) is not None:
-                self.setup(number, [at], owner[id(within)])
-                continue
-            if group and bisect_left(starts, at) > bisect_right(starts, group[-1]):
-                self.setup(number, group, self.next_session(group[-1], pieces, starts, owner))
-                group = []
-            group.append(at)
-        if group:
-            self.setup(number, group, self.next_session(group[-1], pieces, starts, owner))
+            begins = np.array([known.all[row].start_ms for row in rows], dtype=np.int64)
+            ends = np.array([_stop(known.all[row]) for row in rows], dtype=np.int64)
+            last = np.searchsorted(begins, starts[low:high], side="right") - 1
+            covered = (starts[low:high] != NONE) & (last >= 0) & ((ends[last] == NONE) | (starts[low:high] < ends[last]))
+            order[low:high] = np.where(covered, rows.start + last, -1)
+        for piece in np.flatnonzero(starts == NONE).tolist():
+            rows = known.rows_of_pump(self.block.pumps[pump[piece]])
+            printed = self.printed(int(pieces[piece, machine.S_MS]), int(pieces[piece, machine.S_ROW]))
+            order[piece] = next(
+                (row for row in rows if printed is not None and known.all[row].covers(utc_ms(printed, known.all[row].zone))), -1
+            )
+        for piece in np.flatnonzero((stops == NONE) & (order >= 0)).tolist():
+            printed = self.printed(int(pieces[piece, machine.E_MS]), int(pieces[piece, machine.E_ROW]))
+            stops[piece] = utc_ms(printed, known.all[order[piece]].zone) if printed is not None else NONE
+        ids = {name: code for code, name in enumerate(sorted({known.all[row].order_id for row in np.unique(order[order >= 0]).tolist()}))}
+        code_of = np.array([ids.get(one.order_id, -1) for one in known.all] + [-1], dtype=np.int64)
+        stop_of = np.array([_stop(one) for one in known.all] + [NONE], dtype=np.int64)
+        return Pieces(order, code_of[order], stops, stop_of[order])
 
-    def next_session(self, at: Point, pieces: list[_Piece], starts: list[Point], owner: dict[int, _Session]) -> _Session | None:
-        following = bisect_right(starts, at)
-        return owner[id(pieces[following])] if following < len(pieces) else None
+    def _grouped(self, gap_ms: int) -> tuple[Grouped, Ints]:
+        block, line = self.block, self.line
+        volume, programmed = numbers(block.column("volume_ml")), numbers(block.column("programmed_ml"))
+        dose, asked = numbers(block.column("dose")), numbers(block.column("programmed_dose"))
+        lockout = numbers(block.column("lockout_s")) * 1000
+        told = grouping.Told(
+            kind=block.kind,
+            source=block.source,
+            ms=line.elapsed,
+            utc=line.utc,
+            quality=line.quality,
+            target=coded(block.column("target"), {"tubing": grouping.TUBING, "cannula": grouping.CANNULA}),
+            aborted=block.is_one("reason", "aborted", "error") | (volume < programmed - 1e-9) | (dose < asked - 1e-9),
+            conflict=booleans(block.column("conflict")),
+            lockout=np.where(block.kind == KIND[Kind.SETTINGS_CHANGE.value], lockout, np.nan),
+            rate=numbers(block.column("rate_ml_h")),
+            volume=volume,
+        )
+        number = np.arange(len(line.first))
+        stretches = grouping.Line(
+            first=line.first,
+            last=line.last,
+            after=line.after,
+            ends_log=line.last == block.bounds[line.pump + 1] - 1,
+            follows=(number > 0) & (line.pump == line.pump[number - 1]),
+            shows_gaps=np.array(block.gaps_visible, dtype=np.bool_)[line.pump],
+        )
+        out = grouping.room(block.rows, len(line.first), len(self.pieces))
+        kernels = Kernels(grouping, block.rows)
+        cut_up = kernels.run(
+            kernels.rows(told), kernels.rows(stretches), self.found, kernels.rows(self.said), line.contradicted, gap_ms, out
+        )
+        return out, cut_up
 
-    def setup(self, number: int, points: list[Point], session: _Session | None) -> None:
-        rows = [point.row for point in points]
-        site, pump = "no", False
-        for row in rows:
-            kind, target = self.col["kind"][row], self.col["target"][row] or "unknown"
-            aborted = self.aborted(row)
-            pump |= kind == Kind.RESERVOIR_CHANGE.value
-            if kind == Kind.PRIMING_DONE.value:
-                pump |= target != "cannula" and not aborted
-                if target == "cannula" and not aborted:
-                    site = "yes"
-                elif target != "tubing" and site == "no":
-                    site = "possible"
-        row, order = rows[-1], session.order if session else None
-        setup = {
-            "setup_id": identify("setup", self.pump_id, self.col["record_key"][rows[0]]),
-            "pump_id": self.pump_id,
-            "stretch": self.stretch_id(number),
-            "patient_id": order.patient_id if order else None,
-            "order_id": order.order_id if order else None,
-            "elapsed_ms": self.ms[row],
-            "time": self.utc(points[-1]),
-            "printed_time": self.col["pump_time"][row],
-            "pump_setup": pump,
-            "new_site": site,
-            "evidence": [self.col["event_id"][r] for r in rows],
-        }
-        self.setups.append(setup)
-        if session is not None:
-            session.setups.append(setup)
+    # --- places ---------------------------------------------------------------------------------------------------------
 
-    def aborted(self, row: int) -> bool:
-        """A priming that ended early, by its reason or by what it delivered."""
-        if self.col["reason"][row] in ("aborted", "error"):
-            return True
-        for given, asked in (("volume_ml", "programmed_ml"), ("dose", "programmed_dose")):
-            done, wanted = self.col[given][row], self.col[asked][row]
-            if done is not None and wanted is not None and done < wanted - 1e-9:
-                return True
-        return False
+    def utc(self, ms: Ints, row: Ints) -> Ints:
+        """UTC of instants on elapsed time, each reckoned from a row."""
+        return np.where(self.line.utc[row] == NONE, NONE, self.line.utc[row] + ms - self.line.elapsed[row])
+
+    def shown(self, ms: Ints, row: Ints) -> Ints:
+        """The same on the printed clock."""
+        printed = self.block.pump_time[row]
+        return np.where(printed == NONE, NONE, printed + ms - self.line.elapsed[row])
+
+    def printed(self, ms: int, row: int) -> datetime | None:
+        """What the pump's clock showed at an instant, reckoned from a row."""
+        shown = int(self.block.pump_time[row])
+        return None if shown == NONE else _EPOCH + timedelta(milliseconds=shown + ms - int(self.line.elapsed[row]))
+
+    def take(self, name: str, rows: Ints) -> pa.Array:
+        """Of a column of words those of some rows; null for row -1."""
+        return self.block.words(name).take(pa.array(rows, mask=rows < 0))
+
+    def stretch_ids(self, stretches: Ints) -> pa.Array:
+        return self.take("event_id", self.line.first[stretches])
+
+    def pump_ids(self, stretches: Ints) -> pa.Array:
+        return pa.array(self.block.pumps, pa.string()).take(pa.array(self.line.pump[stretches]))
 
     # --- rows -----------------------------------------------------------------------------------------------------------
 
-    def emit(self, number: int, session: _Session, found: Found) -> None:
-        order, start, stop = session.order, session.start, session.stop
-        start_row, stop_row = start.row, stop.row
-        session_id = identify("session", self.pump_id, order.order_id if order else "", self.col["record_key"][start_row])
-        spans = _kinds(session, found)
-        total = {what: sum(high - low for low, high, kind, _ in spans if kind == what) for what in _CLASSES}
-        seconds = {what: total[what] // 1000 for what in _CLASSES}
-        span_s = (stop.ms - start.ms) // 1000
-        seconds["paused"] = span_s - sum(seconds[what] for what in _CLASSES if what != "paused")
-        rows = self.within(number, session)
-        codes = [code for code in TIME_CODES if code in session.flags]
-        is_open = "SESSION_OPEN" in session.flags
-        utc_start, utc_stop = self.utc(start), self.utc(stop)
-        kinds = [self.col["kind"][row] for row in rows]
-        pca = sum(1 for row in rows if self.col["kind"][row] == Kind.BOLUS_DELIVERED.value and self.col["source"][row] == "pca")
-        granted = kinds.count(Kind.DEMAND_GRANTED.value)
-        if pca > granted:
-            session.flags.add("DELIVERED_GT_DEMANDED")
-        rates = [self.col["rate_ml_h"][row] for row in rows if self.col["rate_ml_h"][row] is not None]
-        continuous = _union(
-            (max(seg.start.ms, start.ms), min(seg.stop.ms, stop.ms))
-            for piece in session.pieces
-            for seg in piece.segments
-            if seg.what == "infusing" and seg.code != "BOLUS" and seg.source not in machine.BOLUS_LIKE
-        )
-        tz = order.zone if order else None
-        self.sessions.append(
+    def events(self) -> pa.Table:
+        """The logs with their time, in the columns that are published."""
+        line, log = self.line, self.block.events
+        first = line.first[line.stretch] if len(line.first) else line.stretch
+        own = line.stretch >= 0
+        columns = {
+            "stretch": self.take("event_id", np.where(own, first, -1)),
+            "order_in_stretch": pa.array(np.arange(self.block.rows) - first, pa.int64(), mask=~own),
+            "time": timestamps(line.utc, pa.timestamp("ms", "UTC")),
+            "elapsed_ms": pa.array(line.elapsed, pa.int64(), mask=line.elapsed == NONE),
+            "time_quality": pa.array(QUALITIES, pa.string()).take(pa.array(line.quality)),
+            "time_method": pa.array(clock.METHODS, pa.string()).take(pa.array(line.method)),
+            "time_bound_s": pa.array(np.round(line.bound_s, 3), pa.float64(), mask=np.isnan(line.bound_s)),
+        }
+        return pa.table({n: columns[n] if n in columns else log.column(n) for n in tables.EVENTS.names}, schema=tables.EVENTS)
+
+    @cached_property
+    def rows(self) -> Ints:
+        """The sessions as the kernel left them."""
+        return self.out.sessions[: self.out.made[grouping.N_SESSION]]
+
+    @cached_property
+    def fills(self) -> Ints:
+        """The set-ups as the kernel left them."""
+        return self.out.setups[: self.out.made[grouping.N_SETUP]]
+
+    @cached_property
+    def setup_ids(self) -> list[str]:
+        """The ids of the set-ups."""
+        pumps = self.pump_ids(self.fills[:, grouping.U_STRETCH]).to_pylist()
+        keys = self.take("record_key", self.out.fills[self.fills[:, grouping.U_FROM]]).to_pylist()
+        return [identify("setup", pump, key) for pump, key in zip(pumps, keys, strict=True)]
+
+    @cached_property
+    def sites(self) -> tuple[Ints, list[str | None]]:
+        """Of each set-up whether it has a new site, and the decision that says so."""
+        sites = self.fills[:, grouping.U_SITE].copy()
+        if not self.shaping.sites:
+            return sites, [None] * len(sites)
+        owned = self.fills[:, grouping.U_SESSION] >= 0
+        confirmed = [self.shaping.sites.get(one) if has else None for one, has in zip(self.setup_ids, owned.tolist(), strict=True)]
+        sites[[one is not None for one in confirmed]] = grouping.YES
+        return sites, confirmed
+
+    @cached_property
+    def order(self) -> Ints:
+        """Of each session the row of its order, -1: none."""
+        return self.said.order[self.rows[:, grouping.PIECE_FROM]]
+
+    @cached_property
+    def start_row(self) -> Ints:
+        """Of each session the row that it starts with."""
+        return np.asarray(self.pieces[self.rows[:, grouping.PIECE_FROM], machine.S_ROW])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of the sessions."""
+        pumps, keys = self.pump_ids(self.rows[:, grouping.STRETCH]).to_pylist(), self.take("record_key", self.start_row).to_pylist()
+        known = self.orders.all
+        named = [known[row].order_id if row >= 0 else "" for row in self.order.tolist()]
+        return [identify("session", pump, order, key) for pump, order, key in zip(pumps, named, keys, strict=True)]
+
+    def of_order(self, name: str, rows: Ints) -> pa.Array:
+        """What the orders of these rows say of themselves; null for row -1."""
+        return pa.array([getattr(one, name) for one in self.orders.all], pa.string()).take(pa.array(rows, mask=rows < 0))
+
+    def sessions(self) -> pa.Table:
+        rows, pieces, order = self.rows, self.pieces, self.order
+        stop = pieces[rows[:, grouping.STOP_PIECE]]
+        start = pieces[rows[:, grouping.PIECE_FROM]]
+        is_open = rows[:, grouping.FLAG] & grouping.F_OPEN != 0
+        from_utc, to_utc = rows[:, grouping.FROM_UTC], np.where(is_open, NONE, rows[:, grouping.TO_UTC])
+        span = (stop[:, machine.E_MS] - start[:, machine.S_MS]) // 1000
+        seconds = {name: rows[:, grouping.INFUSED + code] // 1000 for code, name in enumerate(grouping.CLASSES)}
+        seconds["paused"] = span - sum(seconds[name] for name in grouping.CLASSES if name != "paused")
+        sites, _ = self.sites
+        mine = self.fills[:, grouping.U_SESSION]
+        naive = pa.timestamp("ms")
+
+        def setups(which: npt.NDArray[np.bool_]) -> Ints:
+            return np.bincount(mine[which & (mine >= 0)], minlength=len(rows)).astype(np.int64)
+
+        state = np.where(is_open, 0, np.where(rows[:, grouping.FLAG] & TIME_FLAGS != 0, 2, 1))
+        columns = {
+            "session_id": self.ids,
+            "pump_id": self.pump_ids(rows[:, grouping.STRETCH]),
+            "stretch": self.stretch_ids(rows[:, grouping.STRETCH]),
+            **{name: self.of_order(name, order) for name in ("patient_id", "order_id", "payer", "drug", "route")},
+            "start": timestamps(from_utc, pa.timestamp("ms", "UTC")),
+            "stop": timestamps(to_utc, pa.timestamp("ms", "UTC")),
+            "start_local": timestamps(self.local(from_utc, order), naive),
+            "stop_local": timestamps(self.local(to_utc, order), naive),
+            "printed_start": timestamps(self.shown(start[:, machine.S_MS], start[:, machine.S_ROW]), naive),
+            "span_s": span,
+            **{f"{name}_s": found for name, found in seconds.items()},
+            "volume_ml": _numbers(np.round(self.out.amounts[: len(rows), grouping.VOLUME], 6)),
+            "bolus_count": rows[:, grouping.BOLUSES],
+            "granted": rows[:, grouping.GRANTED_N],
+            "denied": rows[:, grouping.DENIED_N],
+            "setups": setups(sites >= 0),
+            "new_sites": setups(sites == grouping.YES),
+            "possible_sites": setups(sites == grouping.POSSIBLE),
+            "time_quality": pa.array(QUALITIES, pa.string()).take(pa.array(rows[:, grouping.WORST])),
+            "state": pa.array(("open", "closed", "uncertain")).take(pa.array(state)),
+            "flags": _named(rows[:, grouping.FLAG]),
+            "first_event": self.take("event_id", start[:, machine.S_ROW]),
+            "last_event": self.take("event_id", stop[:, machine.E_ROW]),
+            "evidence_hash": list(self.evidence()),
+            "continuous_s": rows[:, grouping.CONTINUOUS] // 1000,
+            "max_rate_ml_h": _numbers(self.out.amounts[: len(rows), grouping.MAX_RATE]),
+            "decisions": self.decided,
+        }
+        return _table(tables.SESSIONS, columns, "pump_id", "session_id")
+
+    @cached_property
+    def decided(self) -> list[list[str]]:
+        """Of each session the decisions that shaped its time."""
+        if not (self.stops or self.clocks):
+            return [[]] * len(self.rows)
+        found = []
+        for one in self.rows:
+            clock_ = self.clocks.get(int(self.line.first[one[grouping.STRETCH]]))
+            mine = {self.stops[row][1] for row in self.begin(one, machine.INFUSING) if row in self.stops}
+            found.append(sorted({*mine, clock_[1]} if clock_ is not None else mine))
+        return found
+
+    def segments(self, session: Ints) -> Ints:
+        """The segments of the pieces of a session."""
+        pieces = self.pieces[session[grouping.PIECE_FROM] : session[grouping.PIECE_TO]]
+        return np.concatenate([self.found.segments[low:high] for low, high in pieces[:, [machine.SEG_FROM, machine.SEG_TO]].tolist()])
+
+    def begin(self, session: Ints, what: int) -> set[int]:
+        """The rows that the segments of a class of a session begin with."""
+        mine = self.segments(session)
+        return set(mine[mine[:, machine.WHAT] == what, machine.S_ROW].tolist())
+
+    def unended(self, session: Ints) -> list[dict[str, Any]]:
+        """The deliveries of a session that have no stop (PIECE)."""
+        mine = self.segments(session)
+        mine = mine[mine[:, machine.CODE] == machine.NO_STOP]
+        events = self.block.words("event_id")
+        times = self.utc(mine[:, machine.S_MS], mine[:, machine.S_ROW]), self.utc(mine[:, machine.E_MS], mine[:, machine.E_ROW])
+        return [
             {
-                "session_id": session_id,
-                "pump_id": self.pump_id,
-                "stretch": self.stretch_id(number),
-                "patient_id": order.patient_id if order else None,
-                "order_id": order.order_id if order else None,
-                "payer": order.payer if order else None,
-                "drug": order.drug if order else None,
-                "route": order.route if order else None,
-                "start": utc_start,
-                "stop": None if is_open else utc_stop,
-                "start_local": local(utc_start, tz) if tz and utc_start is not None else None,
-                "stop_local": local(utc_stop, tz) if tz and utc_stop is not None and not is_open else None,
-                "printed_start": self.printed(start),
-                "span_s": span_s,
-                **{f"{what}_s": seconds[what] for what in _CLASSES},
-                "volume_ml": self.volume(session, found, rows),
-                "bolus_count": kinds.count(Kind.BOLUS_DELIVERED.value),
-                "granted": granted,
-                "denied": kinds.count(Kind.DEMAND_DENIED.value),
-                "setups": len(session.setups),
-                "new_sites": sum(s["new_site"] == "yes" for s in session.setups),
-                "possible_sites": sum(s["new_site"] == "possible" for s in session.setups),
-                "time_quality": clock.QUALITIES[max((int(self.line.quality[row]) for row in rows), default=UNKNOWN)],
-                "state": "open" if is_open else ("uncertain" if codes else "closed"),
-                "flags": codes + sorted(session.flags.difference(TIME_CODES)),
-                "first_event": self.col["event_id"][start_row],
-                "last_event": self.col["event_id"][stop_row],
-                "evidence_hash": self.evidence(rows, session, codes),
-                "continuous_s": continuous // 1000,
-                "max_rate_ml_h": max(rates, default=None),
+                "event_id": events[int(one[machine.S_ROW])].as_py(),
+                "last_event": events[int(one[machine.E_ROW])].as_py(),
+                "from_ms": int(one[machine.S_MS]),
+                "to_ms": int(one[machine.E_MS]),
+                "from_utc": _or_none(times[0][number]),
+                "to_utc": _or_none(times[1][number]),
+                "printed": _or_none(self.block.pump_time[one[machine.S_ROW]]),
+                "likely_ms": self.likely_ms(one),
             }
-        )
-        for setup in session.setups:
-            setup["session_id"] = session_id
-        for low, high, what, segment in spans:
-            from_utc, to_utc = self.utc_near(number, low), self.utc_near(number, high)
-            self.intervals.append(
+            for number, one in enumerate(mine)
+        ]
+
+    def likely_ms(self, segment: Ints) -> int | None:
+        """How long a delivery took to give its programmed volume, if the pump recorded volume and rate and nothing speaks against it."""
+        row, last = int(segment[machine.S_ROW]), int(segment[machine.E_ROW])
+        kind = self.block.kind
+        if kind[row] != KIND[Kind.DELIVERY_START.value]:
+            return None
+        if np.isin(kind[row + 1 : last], [KIND[Kind.RATE_CHANGE.value], KIND[Kind.LIMIT_REACHED.value]]).any():
+            return None
+        for volume, rate in (("programmed_ml", "rate_ml_h"), ("programmed_dose", "rate_dose_h")):
+            asked, flows = self.block.column(volume)[row].as_py(), self.block.column(rate)[row].as_py()
+            if asked and flows:
+                lasts = round(asked / flows * 3_600_000)
+                return lasts if lasts <= segment[machine.E_MS] - segment[machine.S_MS] else None
+        return None
+
+    def local(self, utc: Ints, order: Ints) -> Ints:
+        """Local ms in the zone of each one's order; NONE where either is not known."""
+        zones = {one.tz: one.zone for one in {self.orders.all[row] for row in np.unique(order[order >= 0]).tolist()}}
+        codes = {name: code for code, name in enumerate(zones)}
+        of = np.array([codes.get(one.tz, -1) for one in self.orders.all] + [-1], dtype=np.int64)[order]
+        found = np.full(len(utc), NONE, dtype=np.int64)
+        for name, code in codes.items():
+            mine = (of == code) & (utc != NONE)
+            found[mine] = local_ms(utc[mine], zones[name])
+        return found
+
+    def evidence(self) -> Iterator[str]:
+        """Of each session the hash of the bytes of its events and set-ups, the order's terms and its codes of time."""
+        raw = _Bytes(self.block.words("raw"))
+        rows, terms = self.rows, [str(one) for one in self.orders.all] + ["None"]
+        codes = [",".join(names) for names in _named(rows[:, grouping.FLAG] & TIME_FLAGS).to_pylist()]
+        session, begins, ends = self.runs()
+        bounds = np.searchsorted(session, np.arange(len(rows) + 1)).tolist()
+        begins, ends = begins.tolist(), ends.tolist()
+        told = zip(self.order.tolist(), rows[:, grouping.FROM_UTC].tolist(), codes, strict=True)
+        for number, (order, start, code) in enumerate(told):
+            shaped = ",".join(self.decided[number])
+            hashed = hashlib.sha256(f"{terms[order]}\n{start}\n{code}\n{shaped}\n".encode())
+            for run in range(bounds[number], bounds[number + 1]):
+                raw.add(hashed, begins[run], ends[run])
+            yield hashed.hexdigest()
+
+    def runs(self) -> tuple[Ints, Ints, Ints]:
+        """The rows that each session rests on, as runs of consecutive ones in order: session, from, up to."""
+        rows, by_instant = self.rows, self.out.by_instant
+        low, high = rows[:, grouping.INSIDE_FROM], rows[:, grouping.INSIDE_TO]
+        moved = np.concatenate(([0], np.cumsum(by_instant != np.arange(len(by_instant)))))
+        whole = (moved[high] == moved[low]) & (high > low)
+        fills, mine = self.out.fills[: self.out.made[grouping.N_FILL]], self.fills
+        filled = np.repeat(mine[:, grouping.U_SESSION], mine[:, grouping.U_TO] - mine[:, grouping.U_FROM])
+        outside = (filled >= 0) & ~(whole[filled] & (fills >= low[filled]) & (fills < high[filled])) if len(rows) else filled >= 0
+        scattered = [
+            (number, row) for number in np.flatnonzero(~whole).tolist() for row in set(by_instant[low[number] : high[number]].tolist())
+        ]
+        single = np.array(scattered, dtype=np.int64).reshape(-1, 2)
+        session = np.concatenate((np.flatnonzero(whole), filled[outside], single[:, 0]))
+        begins = np.concatenate((low[whole], fills[outside], single[:, 1]))
+        ends = np.concatenate((high[whole], fills[outside] + 1, single[:, 1] + 1))
+        order = np.lexsort((begins, session))
+        session, begins, ends = session[order], begins[order], ends[order]
+        if not len(session):
+            return session, begins, ends
+        breaks = np.concatenate(([True], (session[1:] != session[:-1]) | (begins[1:] > ends[:-1])))
+        firsts = np.flatnonzero(breaks)
+        return session[firsts], begins[firsts], np.maximum.reduceat(ends, firsts)
+
+    def intervals(self) -> pa.Table:
+        rows = self.cut_up
+        session = rows[:, grouping.I_SESSION]
+        stretch = self.rows[session, grouping.STRETCH]
+        utc = pa.timestamp("ms", "UTC")
+        columns = {
+            "session_id": pa.array(self.ids, pa.string()).take(pa.array(session)),
+            "pump_id": self.pump_ids(stretch),
+            "stretch": self.stretch_ids(stretch),
+            "from_ms": rows[:, grouping.I_FROM],
+            "to_ms": rows[:, grouping.I_TO],
+            "from_utc": timestamps(rows[:, grouping.I_FROM_UTC], utc),
+            "to_utc": timestamps(rows[:, grouping.I_TO_UTC], utc),
+            "class": pa.array(grouping.CLASSES, pa.string()).take(pa.array(rows[:, grouping.I_CLASS])),
+            "source": _take((*SOURCES, "kvo"), rows[:, grouping.I_SOURCE]),
+            "first_event": self.take("event_id", rows[:, grouping.I_FIRST]),
+            "last_event": self.take("event_id", rows[:, grouping.I_LAST]),
+        }
+        return _table(tables.INTERVALS, columns, "pump_id", "session_id", "from_ms", "to_ms", "class")
+
+    def setups(self) -> pa.Table:
+        rows, fills = self.fills, self.out.fills[: self.out.made[grouping.N_FILL]]
+        session, stretch = rows[:, grouping.U_SESSION], rows[:, grouping.U_STRETCH]
+        order = np.where(session >= 0, self.order[session] if len(self.order) else -1, -1)
+        last = fills[rows[:, grouping.U_TO] - 1]
+        sites, confirmed = self.sites
+        columns = {
+            "setup_id": self.setup_ids,
+            "session_id": _take(self.ids, session),
+            "pump_id": self.pump_ids(stretch),
+            "stretch": self.stretch_ids(stretch),
+            "patient_id": self.of_order("patient_id", order),
+            "order_id": self.of_order("order_id", order),
+            "elapsed_ms": self.line.elapsed[last],
+            "time": timestamps(self.line.utc[last], pa.timestamp("ms", "UTC")),
+            "printed_time": timestamps(self.block.pump_time[last], pa.timestamp("ms")),
+            "pump_setup": rows[:, grouping.U_PUMP] != 0,
+            "new_site": pa.array(("no", "possible", "yes")).take(pa.array(sites)),
+            "evidence": pa.ListArray.from_arrays(
+                pa.array(np.append(rows[:, grouping.U_FROM], len(fills)), pa.int32()), self.take("event_id", fills)
+            ),
+            "decisions": [[one] if one is not None else [] for one in confirmed],
+        }
+        return _table(tables.SETUPS, columns, "pump_id", "setup_id")
+
+    def doubts(self) -> pa.Table:
+        """What is not proved about time: cuts, from the last record before them on, and sessions with a code of the first row."""
+        last_known, next_known = _known(self.line.utc, self.block.bounds)
+        made: list[dict[str, Any]] = []
+        cuts = self.out.cuts[: self.out.made[grouping.N_CUT]].tolist()
+        ends = self.block.bounds[1:] - 1
+        # A hole at the end of a log is a cut that nothing settles.
+        cuts += [(grouping.F_GAP, row, -1) for row in ends[self.line.stretch[ends] < 0].tolist()]
+        pump_of = np.searchsorted(self.block.bounds, [first for _, first, _ in cuts], side="right") - 1
+        keys, events = self.block.words("record_key"), self.block.words("event_id")
+        for (flag, first, settled), pump in zip(cuts, pump_of.tolist(), strict=True):
+            begins = first > self.block.bounds[pump]
+            made.append(
                 {
-                    "session_id": session_id,
-                    "pump_id": self.pump_id,
-                    "stretch": self.stretch_id(number),
-                    "from_ms": low,
-                    "to_ms": high,
-                    "from_utc": from_utc,
-                    "to_utc": to_utc,
-                    "class": what,
-                    "source": (*machine.SOURCES, "kvo")[segment.source] if segment is not None and segment.source >= 0 else None,
-                    "first_event": self.col["event_id"][segment.start.row] if segment is not None else None,
-                    "last_event": self.col["event_id"][segment.stop.row] if segment is not None else None,
+                    "doubt_id": identify("cut", self.block.pumps[pump], keys[first].as_py()),
+                    "pump_id": self.block.pumps[pump],
+                    "code": FLAGS[flag.bit_length() - 1],
+                    "from_utc": _or_none(last_known[first - 1]) if begins else None,
+                    "to_utc": _or_none(next_known[settled]) if settled >= 0 else None,
+                    "event_id": events[first].as_py(),
+                    "pieces": [],
                 }
             )
-        for code in codes:
-            self.doubts.append(
-                {
-                    "doubt_id": identify("session", session_id, code),
-                    "pump_id": self.pump_id,
-                    "session_id": session_id,
-                    "order_id": order.order_id if order else None,
-                    "patient_id": order.patient_id if order else None,
-                    "code": code,
-                    "from_utc": utc_start if utc_start is not None else self.known_before(start_row),
-                    "to_utc": utc_stop if utc_stop is not None else self.known_after(stop_row),
-                    "event_id": self.col["event_id"][start_row],
-                }
-            )
-
-    def volume(self, session: _Session, found: Found, rows: list[int]) -> float | None:
-        """Rates x time plus boluses: None where a rate or an amount is unknown."""
-        start, stop = session.start, session.stop
-        for piece in session.pieces:
-            for segment in piece.segments:
-                if segment.what != "infusing" or (segment.code != "BOLUS" and segment.stop not in found.amounts):
-                    return None
-        flows = [amount for at, amount in found.amounts_in(start, stop)]
-        boluses = [self.col["volume_ml"][row] for row in rows if self.col["kind"][row] == Kind.BOLUS_DELIVERED.value]
-        return None if None in boluses else round(sum(flows) + sum(boluses), 6)
-
-    def evidence(self, rows: list[int], session: _Session, codes: Iterable[str]) -> str:
-        """Hash of the bytes of its events and set-ups, the order's terms and its codes of time."""
-        hashed = hashlib.sha256()
-        order = session.order
-        hashed.update(f"{order}\n{self.utc(session.start)}\n{','.join(codes)}\n".encode())
-        ids = {event for setup in session.setups for event in setup["evidence"]}
-        for row in sorted({*rows, *(self.row_of[event] for event in ids)}):
-            hashed.update(self.col["record_key"][row].encode() + b"\0" + hashlib.sha256(self.col["raw"][row]).digest())
-        return hashed.hexdigest()
-
-    # --- points ---------------------------------------------------------------------------------------------------------
-
-    def stretch_id(self, number: int) -> str:
-        return str(self.col["event_id"][int(self.line.first[number])])
-
-    def within(self, number: int, session: _Session) -> list[int]:
-        """The rows of a stretch whose instant lies in the session's span."""
-        instants, rows = self.by_instant(number)
-        return sorted(rows[bisect_left(instants, session.start.ms) : bisect_right(instants, session.stop.ms)])
-
-    def by_instant(self, number: int) -> tuple[list[int], list[int]]:
-        """The elapsed times of a stretch in order, and the row of each; of equal times the order of the log."""
-        if number not in self._by_instant:
-            low, high = int(self.line.first[number]), int(self.line.last[number]) + 1
-            order = np.argsort(self.line.elapsed[low:high], kind="stable")
-            self._by_instant = {number: (self.line.elapsed[low:high][order].tolist(), (order + low).tolist())}
-        return self._by_instant[number]
-
-    def utc(self, point: Point) -> int | None:
-        at = int(self.line.utc[point.row])
-        return None if at == NONE else at + point.ms - self.ms[point.row]
-
-    def utc_near(self, number: int, ms: int) -> int | None:
-        """UTC of an instant on elapsed time, reckoned from the last record that is not after it."""
-        instants, rows = self.by_instant(number)
-        near = rows[max(0, bisect_right(instants, ms) - 1)]
-        return self.utc(Point(ms, near, near))
-
-    def printed(self, point: Point) -> datetime | None:
-        shown = self.col["pump_time"][point.row]
-        return shown + timedelta(milliseconds=point.ms - self.ms[point.row]) if shown is not None else None
+        rows = self.rows
+        for session in np.flatnonzero(rows[:, grouping.FLAG] & TIME_FLAGS).tolist():
+            one = rows[session]
+            stop = int(self.pieces[one[grouping.STOP_PIECE], machine.E_ROW])
+            start, order = int(self.start_row[session]), int(self.order[session])
+            since, until = _or_none(one[grouping.FROM_UTC]), _or_none(one[grouping.TO_UTC])
+            for code in (code for bit, code in enumerate(TIME_CODES) if one[grouping.FLAG] >> bit & 1):
+                made.append(
+                    {
+                        "doubt_id": identify("session", self.ids[session], code),
+                        "pump_id": self.block.pumps[self.line.pump[one[grouping.STRETCH]]],
+                        "session_id": self.ids[session],
+                        "order_id": self.orders.all[order].order_id if order >= 0 else None,
+                        "patient_id": self.orders.all[order].patient_id if order >= 0 else None,
+                        "code": code,
+                        "from_utc": since if since is not None else _or_none(last_known[start]),
+                        "to_utc": until if until is not None else _or_none(next_known[stop]),
+                        "event_id": events[start].as_py(),
+                        "pieces": self.unended(one) if code == "NO_STOP" else [],
+                    }
+                )
+        return tables.rows_to_table(tables.DOUBTS, made, sort=("pump_id", "doubt_id"))
 
 
-_CLASSES = ("infusing", "unknown", "kvo", "alarm", "paused")
+class _Bytes:
+    """The bytes of consecutive rows of a column of strings or bytes, hashed with the length of each."""
+
+    def __init__(self, column: pa.Array) -> None:
+        _, offsets, data = column.buffers()
+        whole = np.frombuffer(offsets, dtype=np.int32) if offsets is not None else np.zeros(1, dtype=np.int32)
+        self._offsets = whole[column.offset : column.offset + len(column) + 1]
+        self._at = self._offsets.tolist()
+        self._lengths = memoryview(np.diff(self._offsets).tobytes())
+        self._data = memoryview(data) if data is not None else memoryview(b"")
+
+    def add(self, hashed: Any, begin: int, end: int) -> None:
+        """Hashes rows from `begin` up to `end`."""
+        hashed.update(self._lengths[4 * begin : 4 * end])
+        hashed.update(self._data[self._at[begin] : self._at[end]])
 
 
-def _same(one: Order | None, other: Order | None) -> bool:
-    return (one.order_id if one else None) == (other.order_id if other else None)
+def _stop(order: Order) -> int:
+    return NONE if order.stop_ms is None else order.stop_ms
 
 
-def _known(utc: clock.Ints) -> tuple[list[int | None], list[int | None]]:
-    """Of each row, the last UTC known up to it, and the first known from it on."""
-    times = [None if moment == NONE else moment for moment in utc.tolist()]
-    before: list[int | None] = []
-    for moment in times:
-        before.append(moment if moment is not None else (before[-1] if before else None))
-    after: list[int | None] = []
-    for moment in reversed(times):
-        after.append(moment if moment is not None else (after[-1] if after else None))
-    return before, after[::-1]
+def _or_none(moment: Any) -> int | None:
+    return None if moment == NONE else int(moment)
 
 
-def _union(intervals: Iterable[tuple[int, int]]) -> int:
-    """Length of the union of intervals."""
-    total, reached = 0, None
-    for low, high in sorted(intervals):
-        if high <= low or (reached is not None and high <= reached):
-            continue
-        total += high - (low if reached is None else max(low, reached))
-        reached = high
-    return total
+def _known(utc: Ints, bounds: Ints) -> tuple[Ints, Ints]:
+    """Of each row, the last UTC known up to it in its pump's log, and the first known from it on; NONE where there is none."""
+    size, rows = len(utc), np.arange(len(utc))
+    pump = np.searchsorted(bounds, rows, side="right") - 1
+    last = np.maximum.accumulate(np.where(utc != NONE, rows, -1)) if size else rows
+    following = np.minimum.accumulate(np.where(utc != NONE, rows, size)[::-1])[::-1] if size else rows
+    before = np.where((last >= 0) & (last >= bounds[pump]), utc[np.maximum(last, 0)], NONE)
+    after = np.where(following < bounds[pump + 1], utc[np.minimum(following, size - 1)], NONE)
+    return before, after
 
 
-def _pieces(found: Found) -> list[_Piece]:
-    """Infusing pieces (the union over the sources; pieces that touch are one, unless a halt lies between) and unknown ones."""
-    pieces: list[_Piece] = []
-    merged: _Piece | None = None
-    for segment in sorted(s for s in found.segments if s.what == "infusing"):
-        if merged is not None and (
-            segment.start <= merged.stop
-            or (segment.start.ms == merged.stop.ms and not any(merged.stop <= halt <= segment.start for halt in found.halts))
-        ):
-            merged.stop = max(merged.stop, segment.stop)
-            merged.segments.append(segment)
-        else:
-            merged = _Piece(segment.start, segment.stop, "infusing", "", [segment])
-            pieces.append(merged)
-    pieces += [_Piece(s.start, s.stop, "unknown", s.code, [s]) for s in found.segments if s.what == "unknown"]
-    return sorted(pieces, key=lambda piece: (piece.start, piece.stop, piece.what))
+def _numbers(values: Any) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
-class _Sweep:
-    """Segments of one kind, asked for what lies over intervals that come in order and that no segment begins or ends within."""
-
-    def __init__(self, segments: list[Segment]) -> None:
-        self._left = sorted(segments, reverse=True)
-        self._longest: Segment | None = None
-
-    def over(self, low: int, high: int) -> Segment | None:
-        """A segment that covers this interval; of several the one that lasts longest."""
-        while self._left and self._left[-1].start.ms <= low:
-            segment = self._left.pop()
-            if self._longest is None or segment.stop.ms > self._longest.stop.ms:
-                self._longest = segment
-        return self._longest if self._longest is not None and self._longest.stop.ms >= high else None
+def _take(names: Sequence[str], codes: Ints) -> pa.Array:
+    """Names by code; null for -1."""
+    return pa.array(names, pa.string()).take(pa.array(codes, mask=codes < 0))
 
 
-def _kinds(session: _Session, found: Found) -> list[tuple[int, int, str, Segment | None]]:
-    """The span of a session cut into intervals of one kind each, in order: (from ms, to ms, kind, a segment that shows it)."""
-    low, high = session.start.ms, session.stop.ms
-    shown: dict[str, list[Segment]] = {"infusing": [], "unknown": [], "kvo": found.kvo_in(low, high)}
-    for piece in session.pieces:
-        shown[piece.what] += piece.segments
-    edges = {low, high}
-    for segments in shown.values():
-        edges.update(min(max(ms, low), high) for s in segments for ms in (s.start.ms, s.stop.ms))
-    ends = found.ends_until(low, high)
-    edges.update(at.ms for at, _ in ends if low < at.ms < high)
-    spans: list[tuple[int, int, str, Segment | None]] = []
-    cuts = sorted(edges)
-    sweeps = [_Sweep(segments) for segments in shown.values()]
-    for left, right in pairwise(cuts):
-        segment = next((s for sweep in sweeps if (s := sweep.over(left, right)) is not None), None)
-        if segment is not None:
-            what = segment.what
-        else:
-            before = bisect_right(ends, left, key=lambda end: end[0].ms)
-            what = "alarm" if before and ends[before - 1][1] else "paused"
-        if spans and spans[-1][1] == left and spans[-1][2] == what and (what != "infusing" or spans[-1][3] is segment):
-            spans[-1] = (spans[-1][0], right, what, spans[-1][3])
-        else:
-            spans.append((left, right, what, segment))
-    return spans
+def _named(flags: Ints) -> pa.Array:
+    """Bits as the list of the codes that they stand for."""
+    masks, where = np.unique(flags, return_inverse=True)
+    lists = [[code for bit, code in enumerate(FLAGS) if mask >> bit & 1] for mask in masks.tolist()]
+    return pa.array(lists, pa.list_(pa.string())).take(pa.array(where))
+
+
+def _table(schema: pa.Schema, columns: dict[str, Any], *sort: str) -> pa.Table:
+    built = pa.table(
+        {
+            field.name: pa.array(columns[field.name], field.type) if not isinstance(columns[field.name], pa.Array) else columns[field.name]
+            for field in schema
+        },
+        schema=schema,
+    )
+    return built.sort_by([(name, "ascending") for name in sort]) if built.num_rows else built
+
+
+__all__ = ["TIME_CODES", "FactPolicy", "Facts", "derive", "derive_all"]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from devices.contract import CHECKS
+
 _S, _B, _F, _I, _L = pa.string(), pa.bool_(), pa.float64(), pa.int64(), pa.list_(pa.string())
 _NAIVE, _UTC, _DATE = pa.timestamp("ms"), pa.timestamp("ms", "UTC"), pa.date32()
 
@@ -88,6 +90,7 @@ SESSIONS = _schema(
     ("evidence_hash", _S, "hash of what it rests on"),
     ("continuous_s", _I, "seconds of delivery other than boluses"),
     ("max_rate_ml_h?", _F, "greatest rate told, mL/h"),
+    ("decisions", _L, "reviewers' decisions that shaped its time"),
 )
 
 INTERVALS = _schema(
@@ -117,7 +120,23 @@ SETUPS = _schema(
     ("pump_setup", _B, "reservoir, cassette or tubing was set up"),
     ("new_site", _S, "yes, no or possible"),
     ("evidence", _L, "event ids"),
+    ("decisions", _L, "reviewers' decisions that shaped it"),
 )
+
+PIECE = pa.struct(
+    [
+        ("event_id", _S),
+        ("last_event", _S),
+        ("from_ms", _I),
+        ("to_ms", _I),
+        ("from_utc", _UTC),
+        ("to_utc", _UTC),
+        ("printed", _NAIVE),
+        ("likely_ms", _I),
+    ]
+)
+"""A delivery without a stop: the events it begins with and that show it over, on elapsed time, in UTC and as the pump printed its
+start; `likely_ms` after its start its volume was given, where the pump recorded volume and rate."""
 
 DOUBTS = _schema(
     ("doubt_id", _S, "hash of code and what it is about"),
@@ -129,8 +148,11 @@ DOUBTS = _schema(
     ("from_utc?", _UTC, "from when on it may have been; none: without bound"),
     ("to_utc?", _UTC, "until when; none: without bound"),
     ("event_id", _S, "the first event of it"),
+    ("pieces", pa.list_(PIECE), "of NO_STOP: the deliveries without a stop"),
 )
 """What is not proved about time, and how far it reaches: sessions with a code of the first row, and cuts."""
+
+CHECK = pa.struct([(f.name, f.type) for f in CHECKS])
 
 PUMPS = _schema(
     ("pump_id", _S, "family:serial"),
@@ -141,6 +163,7 @@ PUMPS = _schema(
     ("faults", _I, "places that could not be read"),
     ("holes", _I, "places where records are missing"),
     ("seen_to?", _UTC, "the last instant that its captures reach"),
+    ("disagreements", pa.list_(CHECK), "days whose totals, as the pump tells them, are not what its records add up to"),
 )
 """What is known of each pump: every record received is an event, quarantined or a repetition."""
 
@@ -187,6 +210,7 @@ LINES = _schema(
     ("evidence_hash", _S, "hash of the bytes behind it"),
     ("release_id?", _S, "the release that took it"),
     ("supersedes?", _S, "line_id and revision it replaces"),
+    ("decisions", _L, "reviewers' decisions it rests on"),
 )
 
 WORKLIST = _schema(
@@ -206,6 +230,47 @@ WORKLIST = _schema(
     ("suggestion", _S, "what to do next"),
     ("state", _S, "open, decided or closed"),
 )
+
+DECISIONS = _schema(
+    ("decision_id", _S, "hash of all the rest"),
+    ("decided_at", _UTC, "when"),
+    ("by", _S, "who"),
+    ("action", _S, "confirm-site, stop, confirm-clock, clear, hold, void, note or undo"),
+    ("argument", _S, "of stop: the time, as UTC with Z or as the pump printed it; of clear: the code"),
+    ("note", _S, "what the reviewer wrote"),
+    ("named", _S, "what the reviewer named: its kind and id"),
+    ("about", _S, "what that is: a set-up, the event a delivery begins with, a stretch, an encounter, a line, an item, a decision"),
+    ("pump_id?", _S, "whose facts it shapes"),
+    ("patient_id?", _S, "the patient"),
+    ("encounter_id?", _S, "the encounter"),
+    ("session_ids", _L, "its sessions"),
+    ("evidence_hash", _S, "hash of what it was taken on"),
+    ("undoes?", _S, "the decision that it takes back"),
+)
+"""What reviewers decided, append-only (docs/semantics.md §6, Decisions)."""
+
+AMENDMENTS = _schema(
+    ("patient_id", _S, "the patient"),
+    ("payer", _S, "the payer"),
+    ("order_id", _S, "the order"),
+    ("released?", _S, "line_id and revision that billing took; none: a line that was not there"),
+    ("release_id?", _S, "the release that took it"),
+    ("released_date?", _DATE, "its date of service"),
+    ("released_code?", _S, "its code"),
+    ("released_units?", _I, "its units"),
+    ("released_minutes?", _I, "its minutes"),
+    ("void?", _S, "line_id and revision of the row that voids it"),
+    ("line_id?", _S, "the line that replaces it; none: it is gone"),
+    ("revision?", pa.int32(), "its revision"),
+    ("service_date?", _DATE, "its date of service"),
+    ("code?", _S, "its code"),
+    ("units?", _I, "its units"),
+    ("minutes?", _I, "its minutes"),
+    ("state", _S, "of what replaces it, else of what voids it: ready, hold, released or void"),
+    ("reasons", _L, "codes that hold it"),
+    ("taken_by?", _S, "the release that took the amendment"),
+)
+"""What changed in lines after billing took them, by pairs of what is void and what replaces it."""
 
 
 def identify(*parts: object) -> str:

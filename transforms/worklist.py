@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms import tables
 from transforms.codes import SAYS
-from transforms.days import Day
-from transforms.encounters import Encounter, local_date
+from transforms.decisions import ALWAYS_HOLD, ANSWERS, DECISION_LAPSED, REVIEWER_HOLD, Case, Decision
+from transforms.encounters import local_date
 from transforms.orders import Order, Orders
-from transforms.ruleset import RuleSet
 from transforms.tables import identify, rows_to_table
 
 WORKLIST_ORDER = ("item_id",)
@@ -22,53 +23,64 @@ WORKLIST_ORDER = ("item_id",)
 class Worklist:
     """Items by id: one for each code and what it is about."""
 
-    def __init__(self) -> None:
+    def __init__(self, doubts: pa.Table | None = None) -> None:
+        """`doubts` are asked for the deliveries without a stop."""
         self.items: dict[str, dict[str, Any]] = {}
+        self._pieces: dict[str, list[dict[str, Any]]] = {}
+        for doubt in doubts.filter(pc.equal(doubts["code"], "NO_STOP")).to_pylist() if doubts is not None else ():
+            self._pieces[doubt["session_id"]] = doubt["pieces"]
 
     def table(self) -> pa.Table:
         """The WORKLIST."""
         return rows_to_table(tables.WORKLIST, list(self.items.values()), sort=WORKLIST_ORDER)
 
-    def encounter(self, encounter: Encounter, lines: list[dict[str, Any]]) -> None:
-        """An item for each code of an encounter."""
-        for code in encounter.codes:
-            self.add(code, encounter, lines)
-
-    def add(self, code: str, encounter: Encounter, lines: list[dict[str, Any]] | None = None) -> None:
-        """An item for one code of an encounter."""
-        holder = next((s for s in encounter.spans if code in s.row["flags"]), encounter.spans[0])
-        self._item(
-            code,
-            encounter.encounter_id,
-            severity="hold" if code in encounter.rules.holds else "inform",
-            patient_id=encounter.order.patient_id,
-            pump_id=holder.row["pump_id"],
-            payer=encounter.order.payer,
-            order_id=encounter.order.order_id,
-            session_id=holder.row["session_id"],
-            line_id=lines[0]["line_id"] if lines else None,
-            service_date=encounter.date,
-            time=holder.row["start"],
-            minutes_at_stake=encounter.stake,
-        )
-
-    def day(self, day: Day, line: dict[str, Any], rules: RuleSet) -> None:
-        """An item for each code that holds the line of a therapy day."""
-        for code in line["reasons"]:
+    def case(self, case: Case) -> None:
+        """An item for each code of an encounter or a therapy day."""
+        for code in case.codes:
+            holds = code in case.holding or code in ALWAYS_HOLD
+            cleared, lapsed = case.cleared.get(code), case.lapsed.get(code)
+            says = f" Cleared by {_whose(cleared)}." if cleared else _no_longer(lapsed) if lapsed else ""
+            if code == DECISION_LAPSED:
+                says += "".join(_no_longer(one) for one in case.fallen)
+            if code == REVIEWER_HOLD:
+                says += "".join(f" {_whose(one)}{': ' + one.note if one.note else ''}." for one in case.held)
+            says += "".join(f" Note of {_whose(one)}: {one.note}" for one in case.notes)
             self._item(
                 code,
-                line["encounter_id"],
-                severity="hold" if code in rules.holds else "inform",
-                patient_id=line["patient_id"],
-                pump_id=line["pump_ids"][0],
-                payer=line["payer"],
-                order_id=line["order_id"],
-                session_id=line["session_ids"][0],
-                line_id=line["line_id"],
-                service_date=line["service_date"],
-                time=line["start"],
-                minutes_at_stake=(day.row["infusing_s"] + day.row["unknown_s"]) // 60,
+                case.encounter_id,
+                severity="hold" if holds else "inform",
+                says=says,
+                does=self._stops(case) if code == "NO_STOP" else "",
+                state="decided" if cleared else "closed" if case.closed else "open",
+                **{**case.about, **case.flags.get(code, {})},
             )
+
+    def _stops(self, case: Case) -> str:
+        """The decisions on deliveries without a stop that their volume and rate suggest, ready to be given."""
+        said = ""
+        for piece in (piece for session in case.session_ids for piece in self._pieces.get(session, ())):
+            begins, lasts = piece["from_utc"] or piece["printed"], piece["likely_ms"]
+            if begins is not None and lasts is not None:
+                stop = begins + timedelta(milliseconds=lasts)
+                said += f" Its volume was given by then: pumpledger decide {piece['event_id']} --stop {written(stop)} --by YOU"
+        return said
+
+    def decisions(self, cases: list[Case], shaping: Iterable[Decision], lapsed: Iterable[Decision]) -> None:
+        """What decisions about facts answered, and which of them no longer hold."""
+        for one in shaping:
+            code, case = ANSWERS[one.action], _case_of(one, cases)
+            if case is not None and identify("item", code, case.encounter_id) not in self.items:
+                severity = "hold" if code in case.holding else "inform"
+                says = f" Decided by {_whose(one)}: {one.action} {one.argument}".rstrip() + "."
+                self._item(code, case.encounter_id, severity=severity, says=says, state="decided", **case.about)
+        for one in lapsed:
+            case = _case_of(one, cases)
+            about = case.about if case is not None else {"patient_id": one.patient_id, "pump_id": one.pump_id}
+            says, does = _no_longer(one), f" pumpledger decide undo {one.decision_id} --by YOU"
+            self._item(DECISION_LAPSED, one.decision_id, says=says, does=does, **about)
+            item = self.items.get(identify("item", ANSWERS[one.action], case.encounter_id)) if case is not None else None
+            if item is not None:
+                item["message"] += says
 
     def unassigned(self, sessions: list[dict[str, Any]]) -> None:
         """Items for sessions that have no order."""
@@ -90,6 +102,16 @@ class Worklist:
                     patient_id=next(iter(own)) if len(own) == 1 else None, time=doubt["from_utc"],
                 )  # fmt: skip
 
+    def totals(self, checks: Iterable[Mapping[str, Any]], orders: Orders) -> None:
+        """One item for each pump and date of CHECKS that disagree."""
+        for (pump, day), mine in groupby(checks, key=lambda one: (one["pump_id"], one["date"])):
+            own = {order.patient_id for order in orders.of_pump(pump)}
+            told = "; ".join(f"{one['what']} {one['told']:.2f} {one['unit']} told, {one['summed']:.2f} summed" for one in mine)
+            self._item(
+                "TOTALS_DISAGREE", f"{pump}:{day}", pump_id=pump, patient_id=next(iter(own)) if len(own) == 1 else None,
+                service_date=day, says=f" On {day}: {told}.",
+            )  # fmt: skip
+
     def not_synced(self, orders: Iterable[Order], seen_ms: Mapping[str, int], horizon_ms: int) -> None:
         """Items for orders whose pump was not seen."""
         for order in orders:
@@ -105,7 +127,9 @@ class Worklist:
                     payer=order.payer, order_id=order.order_id, service_date=missing, says=f" {missing} to {last}.",
                 )  # fmt: skip
 
-    def _item(self, code: str, about: str, *, severity: str = "inform", says: str = "", **columns: Any) -> None:
+    def _item(
+        self, code: str, about: str, *, severity: str = "inform", says: str = "", does: str = "", state: str = "open", **columns: Any
+    ) -> None:
         message, suggestion = SAYS[code]
         item_id = identify("item", code, about)
         self.items[item_id] = {
@@ -115,6 +139,26 @@ class Worklist:
             "code": code,
             "severity": severity,
             "message": message + says,
-            "suggestion": suggestion,
-            "state": "open",
+            "suggestion": suggestion + does,
+            "state": state,
         }
+
+
+def written(moment: datetime) -> str:
+    """A time as `decide --stop` takes it: UTC with Z; what a pump printed without."""
+    text = moment.replace(tzinfo=None).isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
+    return text + ("Z" if moment.tzinfo else "")
+
+
+def _whose(one: Decision) -> str:
+    return f"{one.by}, {one.decided_at:%Y-%m-%d}"
+
+
+def _no_longer(one: Decision) -> str:
+    said = f"{one.action} {one.argument}".rstrip()
+    return f" The decision {one.decision_id[:10]} ({_whose(one)}: {said}) no longer holds: what it was taken on has changed."
+
+
+def _case_of(one: Decision, cases: list[Case]) -> Case | None:
+    mine = set(one.session_ids)
+    return next((case for case in cases if mine.intersection(case.session_ids)), None)

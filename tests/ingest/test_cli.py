@@ -141,3 +141,66 @@ def test_a_lake_that_cannot_be_written_is_an_error_and_leaves_nothing(logs):
 def test_help_shows_examples():
     for command in ("sync", "load", "nightly", "decode", "lines", "explain", "listen", "demo", "simulate"):
         assert "pumpledger " + command in run(command, "--help")
+
+
+def test_a_device_is_written_to_and_stays_one_and_an_ending_says_the_format(made, tmp_path):
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", str(fifo)], stdout=subprocess.PIPE) as reader:
+        run("lines", "--format", "csv", "-o", fifo, "--lake", made)
+        assert reader.communicate(timeout=60)[0].startswith(b"line_id,")
+    assert fifo.is_fifo()
+    run("lines", "-o", "/dev/null", "--lake", made)
+    assert Path("/dev/null").is_char_device()
+    assert run("lines", "-o", "/dev/stdout", "--format", "csv", "--lake", made).startswith("line_id,")
+    run("lines", "-o", tmp_path / "lines.csv", "--lake", made)
+    assert (tmp_path / "lines.csv").read_text().startswith("line_id,")
+    assert "ending says csv" in run("lines", "--format", "xlsx", "-o", tmp_path / "lines.csv", "--lake", made, ok=2)
+    assert (tmp_path / "lines.csv").read_text().startswith("line_id,")
+
+
+def test_events_that_go_to_standard_output_are_alone_there(logs):
+    with (logs / "events.bin").open("wb") as out:
+        subprocess.run(
+            [sys.executable, "-m", "ingest.cli", "decode", logs / "a.jsonl", "--family", "canonical", "-o", "/dev/stdout"],
+            stdout=out, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+    assert pq.read_table(logs / "events.bin").num_rows == 6
+    assert "ending says xlsx" in run("decode", logs / "a.jsonl", "--family", "canonical", "-o", logs / "events.xlsx", ok=2)
+
+
+def test_a_pump_that_contradicts_the_file_is_an_error(logs):
+    assert "What a file says of itself counts" in run("load", logs / "a.jsonl", "--pump", "canonical:ZZ", "--lake", logs / "lake", ok=1)
+    assert not (logs / "lake").exists()
+    run("load", logs / "a.jsonl", "--pump", "canonical:A1", "--lake", logs / "lake")
+
+
+def test_a_clock_from_the_future_is_an_error_and_nothing_is_stored(logs):
+    (logs / "b.jsonl").write_bytes(capture(numbered([event(0, "other")]), anchor=anchor(60 * 24 * 365 * 50)).data)
+    assert "a day ahead" in run("load", logs / "b.jsonl", "--lake", logs / "lake", ok=1)
+    assert not (logs / "lake").exists()
+
+
+def test_orders_that_name_no_order_are_refused_unless_that_is_meant(logs, lake):
+    header = (logs / "orders.csv").read_text().splitlines()[0]
+    (logs / "orders.csv").write_text(header + "\n")
+    assert "--no-orders" in run("nightly", "--orders", logs / "orders.csv", "--lake", lake, ok=1)
+    assert len(json.loads(run("lines", "--json", "--lake", lake))) == 2
+    run("nightly", "--orders", logs / "orders.csv", "--no-orders", "--lake", lake)
+    assert json.loads(run("lines", "--json", "--lake", lake)) == []
+
+
+def test_an_interrupt_while_the_command_line_is_read_in_leaves_no_traceback():
+    code = """
+import builtins, signal
+from ingest.__main__ import main
+real = builtins.__import__
+def interrupted(name, *more):
+    if name == "pyarrow":
+        signal.raise_signal(signal.SIGINT)
+    return real(name, *more)
+builtins.__import__ = interrupted
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip()) == (1, "Aborted!")

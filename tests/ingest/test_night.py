@@ -205,7 +205,8 @@ def test_a_pump_whose_captures_make_no_sense_costs_no_other_pump_its_night(tmp_p
 
 def test_a_log_that_cannot_be_derived_is_put_aside_with_its_bytes(tmp_path, monkeypatch):
     lake = fresh(tmp_path / "lake", FIRST, SECOND)
-    monkeypatch.setattr(night.sessions, "derive", lambda *_: {}["oh"])
+    for name in ("derive", "derive_all"):
+        monkeypatch.setattr(night.sessions, name, lambda *_: {}["oh"])
     night.nightly(lake, orders_file=order_file(tmp_path))
     faults = Lake.open(lake).read("faults", night.FAULTS).to_pylist()
     assert {(row["code"], row["raw"]) for row in faults} == {("derive", FIRST.data), ("derive", SECOND.data)}

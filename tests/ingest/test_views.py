@@ -42,6 +42,7 @@ def session(patient: str | None = "P-001", **told: Any) -> dict[str, Any]:
         "unknown_s": 0, "kvo_s": 0, "alarm_s": 840, "paused_s": 0, "volume_ml": 6.25, "bolus_count": 0, "granted": 0, "denied": 0,
         "setups": 1, "new_sites": 1, "possible_sites": 0, "time_quality": "exact", "state": "closed", "flags": [],
         "first_event": identify(1), "last_event": identify(2), "evidence_hash": "e" * 64, "continuous_s": 11_100, "max_rate_ml_h": 2.0,
+        "decisions": [],
     }  # fmt: skip
     return {**row, **told}
 
@@ -56,6 +57,7 @@ def line(**told: Any) -> dict[str, Any]:
         "service_date": date(2026, 3, 7), "start": START, "stop": None, "code": "96370", "units": 2, "minutes": 185,
         "revenue_codes": ["0450", "0510"], "state": "ready", "reasons": [], "explanation": "185 min", "policies": "{}",
         "ledger": [entry, {**entry, "counted": False, "why": "alarm"}], "event_ids": [identify(1)], "evidence_hash": "e" * 64,
+        "decisions": [],
     }  # fmt: skip
     return {**row, **told}
 
@@ -85,7 +87,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         found = sessions(*rows)
         setup = {
             "setup_id": identify("setup", bucket), "pump_id": "canonical:A17", "stretch": "", "patient_id": f"P-00{bucket}",
-            "elapsed_ms": 0, "pump_setup": True, "new_site": "yes", "evidence": [],
+            "elapsed_ms": 0, "pump_setup": True, "new_site": "yes", "evidence": [], "decisions": [],
         }  # fmt: skip
         made.publish(
             "consolidate",

@@ -1,0 +1,18 @@
+"""Where `pumpledger` and `python -m ingest` begin: Ctrl-C ends them without a traceback while the command line is still being read in."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        from ingest.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit("Aborted!")
+    run()
+
+
+if __name__ == "__main__":
+    main()

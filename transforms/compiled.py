@@ -1,0 +1,43 @@
+"""The kernels of this room, compiled where it pays.
+
+A kernel is a plain function of arrays. Compiling costs seconds and pays on large logs alone; a night of a few pumps runs the very
+same functions as they are written. Both give the same (tests/transforms/test_compiled.py).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+ROWS = 50_000
+"""From so many events on, kernels are compiled."""
+
+
+class Kernels:
+    """The kernels of a module (it names them, callees first, in `KERNELS`) for an input of so many rows."""
+
+    def __init__(self, module: types.ModuleType, rows: int) -> None:
+        self._compiled = rows >= ROWS
+        self._from = _compiled(module) if self._compiled else module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._from, name)
+
+    def rows(self, columns: Any) -> Any:
+        """A named tuple of arrays as the kernels read it quickest."""
+        return columns if self._compiled else type(columns)(*(column.tolist() for column in columns))
+
+
+@cache
+def _compiled(module: types.ModuleType) -> types.SimpleNamespace:
+    import numba
+
+    world: dict[str, Any] = dict(vars(module))
+    for name in module.KERNELS:
+        plain: Callable[..., Any] = getattr(module, name)
+        twin = types.FunctionType(plain.__code__, world, name, plain.__defaults__)
+        twin.__module__ = module.__name__
+        world[name] = numba.njit(twin, cache=True, nogil=True)
+    return types.SimpleNamespace(**{name: world[name] for name in module.KERNELS})
