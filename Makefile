@@ -1,6 +1,6 @@
 # Everything runs from .venv. Python 3.11 or later and make are all that a machine must have.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format airflow lock clean mosquitto
+.PHONY: help install demo test lint format airflow lock clean mosquitto postgres
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,7 +36,7 @@ $(STAMP): requirements-dev.txt pyproject.toml
 demo: $(STAMP) ## the main job on simulated pumps: from bytes to lines, in demo-out/
 	$(BIN)/pumpledger demo --out demo-out
 
-test: lint mosquitto ## lint, then every test
+test: lint mosquitto postgres ## lint, then every test
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP) ## ruff, mypy and the arrows between the rooms
@@ -66,12 +66,19 @@ clean: ## what tests and demo leave; neither .venv nor a lake
 	rm -rf demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-mosquitto:
-	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto > /dev/null; then exit 0; fi; \
-	if ! command -v apt-get > /dev/null; then able=no; \
+# Debian's packages, by who may install them; else the tests that need one say why they are skipped.
+APT = if ! command -v apt-get > /dev/null; then able=no; \
 	elif [ "$$(id -u)" = 0 ]; then as=; \
 	elif sudo -n true 2> /dev/null; then as="sudo -n"; \
 	else able=no; fi; \
 	if [ "$$able" != no ] && $$as apt-get update -qq \
-		&& $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto > /dev/null; then exit 0; fi; \
-	echo "mosquitto is not on this machine and cannot be installed from here: the tests that need a real broker are skipped"
+		&& $$as env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGE) > /dev/null; then exit 0; fi; \
+	echo "$(PACKAGE) is not on this machine and cannot be installed from here: the tests that need it are skipped"
+
+mosquitto: PACKAGE = mosquitto
+mosquitto:
+	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto > /dev/null; then exit 0; fi; $(APT)
+
+postgres: PACKAGE = postgresql
+postgres:
+	@if command -v initdb > /dev/null || ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1; then exit 0; fi; $(APT)

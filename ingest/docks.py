@@ -1,7 +1,8 @@
 """The thin edge around download dialogues: a port, the family of the pump behind it, and what it gives into the store.
 
 A family that is asked has, beside `download`, `HELLO` (an Ask that every pump and stick may be sent) and `is_hello(answer)`; where its
-line is not 9600 8N1 it has `LINE`, the settings of pyserial that differ (`{"baudrate": 115200}`). Nothing here builds a request.
+line is not 9600 8N1 it has `LINE`, the settings of pyserial that differ (`{"baudrate": 115200}`); where a pump tells its serial number it
+has `identify`, and a pump that nobody named is asked. Nothing here builds a request.
 """
 
 from __future__ import annotations
@@ -22,20 +23,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import serial
 from serial.tools import list_ports
 
 from devices import dialogue, families
-from devices.contract import Adapter, Capture
+from devices.contract import HOLES, Adapter, Capture, CaptureHead, joined
 from devices.dialogue import Ask, Reply, Summary
-from devices.errors import InputError, LinkError, PumpError, PumpledgerError, masked
+from devices.errors import InputError, LinkError, PumpError, PumpledgerError, StorageError, masked
 from ingest import night, settings
+from ingest.lake import UNKNOWN, Lake
 from ingest.store import Arrival, Store
-from transforms import orders
+from transforms import orders, tables
 
 _LINE: Mapping[str, Any] = {"baudrate": 9600, "bytesize": 8, "parity": "N", "stopbits": 1}
 _SLICE_S = 0.1
 _WRITE_S = 5.0
+_ZONE_S, _LAST_ZONE_S, _WRONG_S = 900, 14 * 3600, 1800
 _NAMED = re.compile(r"(?P<port>.+)=(?P<pump>[a-z][a-z0-9_]*:[^=/:]+)")
 
 
@@ -163,8 +168,9 @@ def sync(
     """Downloads the pump at one port into the store (default `LAKE/store.sqlite`), from where the last download stopped.
 
     `port` may be written PORT=FAMILY:SERIAL. Each capture is durable before the next is asked for. Gives what JSON can say: port,
-    family, pump (masked), model, new_captures, clock_offset_s (pump minus host), battery, complete, and `line`, a sentence about it
-    all. Nothing new is a success. Raises InputError, LinkError, PumpError, StorageError.
+    family, pump (masked), model, new_captures, new_events, up_to (the printed time of the last of them), clock_offset_s (pump minus
+    UTC), battery, complete, and `line`, a sentence about it all. Nothing new is a success. Raises InputError, LinkError, PumpError,
+    StorageError.
     """
     return _Round(lake, store, family, progress).sync(port, pump)
 
@@ -176,12 +182,15 @@ def sync_all(
     store: Path | None = None,
     family: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    anew: bool = False,
+    beside: Path | None = None,
 ) -> list[dict[str, Any]]:
     """As `sync`, for many ports at once, in their order; none waits for another. `progress` is called from threads of their own.
 
-    A port that failed gives `error` (the code), what, why, do and `line` instead of raising.
+    A port that failed gives `error` (the code), what, why, do and `line` instead of raising. `anew`: everything is read from the
+    beginning, and kept again. `beside`: another store, in which there may be what came before.
     """
-    together = _Round(lake, store, family, progress)
+    together = _Round(lake, store, family, progress, anew, beside)
     together.taken.update(pump for _, pump in map(split_port, wanted) if pump)
     with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
         running = [pool.submit(together.result, port) for port in wanted]
@@ -200,6 +209,8 @@ class _Round:
     store: Path | None
     family: str | None
     progress: Callable[[Progress], None] | None
+    anew: bool = False
+    beside: Path | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     taken: set[str] = field(default_factory=set)
@@ -221,18 +232,21 @@ class _Round:
         pump = pump or written or dock.pump
         adapter = _chosen(self.family or dock.family, pump)
         with Store(self.store or self.lake / "store.sqlite") as store, SerialLink(port, stop=self.stop) as link:
-            download = _Download(named, port, link, store, self.progress or (lambda _: None))
+            download = _Download(named, port, link, self.progress or (lambda _: None))
             if adapter:
                 link.use(adapter)
             else:
                 adapter = find_family(link)
+            if pump is None and hasattr(adapter, "identify"):
+                pump = download.identify(adapter)
             tried = 0
             for candidate in [pump] if pump else _candidates(known, port, adapter.SHEET.family):
                 if not self._take(candidate) and candidate != pump:
                     continue
                 tried += 1
+                intake = Intake(store, candidate, f"serial:{port}", anew=self.anew, lake=self.lake, beside=self.beside)
                 try:
-                    return download.run(adapter, candidate, dock.model)
+                    return download.run(adapter, intake, dock.model)
                 except (PumpError, LinkError) as error:
                     self._give_back(candidate)
                     if pump or download.gained or link.lost or not link.heard:
@@ -253,16 +267,23 @@ class _Round:
 class _Download:
     """One port's download, and what it has kept so far."""
 
-    def __init__(self, named: str, port: str, link: SerialLink, store: Store, show: Callable[[Progress], None]) -> None:
-        self.gained = 0
-        self._named, self._port, self._link, self._store, self._show = named, port, link, store, show
+    def __init__(self, named: str, port: str, link: SerialLink, show: Callable[[Progress], None]) -> None:
+        self.gained: list[Capture] = []
+        self._named, self._port, self._link, self._show = named, port, link, show
         self._done = self._total = 0
 
-    def run(self, adapter: Adapter, pump: str, model: str | None) -> dict[str, Any]:
+    def identify(self, adapter: Adapter) -> str:
+        """The pump behind the link, as it says itself. Raises PumpError, LinkError."""
+        try:
+            return dialogue.run(adapter.identify(), self._exchange, self.gained.append, self._note)
+        except (PumpError, LinkError) as error:
+            raise self.explained(error) from error
+
+    def run(self, adapter: Adapter, intake: Intake, model: str | None) -> dict[str, Any]:
         """Asks for what is not in the store yet; `model` where the pump does not tell it. Raises what dialogue, link and store raise."""
-        asked = adapter.download(pump, self._store.heads(pump), model=model)
-        summary = dialogue.run(asked, self._exchange, self._keep, self._note)
-        return told(self._port, adapter.SHEET.family, summary)
+        self.gained = intake.gained
+        asked = adapter.download(intake.pump, intake.known, model=model)
+        return intake.told(self._port, dialogue.run(asked, self._exchange, intake.keep, self._note))
 
     def explained(self, error: PumpledgerError) -> PumpledgerError:
         """The error, saying what is safe already; where not one byte came from the port, what that means."""
@@ -270,7 +291,7 @@ class _Download:
             return _no_answer(self._link)
         if not self.gained:
             return error
-        kept = f"{_count(self.gained)} stored before that; a next download goes on from there."
+        kept = f"{_count(len(self.gained))} stored before that; a next download goes on from there."
         return type(error)(error.what, why=error.why, do=f"{error.do} {kept}".strip(), code=error.code)
 
     def _exchange(self, ask: Ask) -> Reply:
@@ -278,35 +299,125 @@ class _Download:
         self._note(ask.what)
         return self._link.exchange(ask)
 
-    def _keep(self, capture: Capture) -> None:
-        self._store.append([(capture, Arrival(datetime.now(UTC), f"serial:{self._port}"))])
-        self.gained += 1
-
     def _note(self, text: str) -> None:
         self._show(Progress(port=self._named, done=self._done, total=self._total, note=text))
 
 
-def told(port: str, family: str, summary: Summary) -> dict[str, Any]:
-    """What `sync` gives of a download that ended with this summary."""
-    line = [masked(summary.pump_id), _count(summary.new_parts) if summary.new_parts else "no new data"]
-    if summary.clock_offset_s is not None:
-        ahead = round(summary.clock_offset_s)
-        line.append(f"clock at UTC{'-' if ahead < 0 else '+'}{timedelta(seconds=abs(ahead))}")
-    if summary.battery:
-        line.append(f"battery {summary.battery}")
-    if not summary.complete:
-        line.append("not complete: run it again")
-    return {
-        "port": port,
-        "family": family,
-        "pump": masked(summary.pump_id),
-        "model": summary.model,
-        "new_captures": summary.new_parts,
-        "clock_offset_s": summary.clock_offset_s,
-        "battery": summary.battery,
-        "complete": summary.complete,
-        "line": ", ".join(line),
-    }
+class Intake:
+    """What one download of a pump brings into a store: each capture is durable when it is kept."""
+
+    def __init__(
+        self, store: Store, pump: str, via: str, *, anew: bool = False, lake: Path | None = None, beside: Path | None = None
+    ) -> None:
+        """`anew`: nothing counts as known, and what was dropped is kept again. What came before may be in a `lake`, or a store `beside`."""
+        self.pump = pump
+        self.known: list[CaptureHead] = [] if anew else store.heads(pump)
+        self.gained: list[Capture] = []
+        self._store, self._via, self._lake, self._beside = store, via, lake, beside
+        self._append = store.renew if anew else store.append
+
+    def keep(self, capture: Capture) -> None:
+        """Takes a capture. Raises StorageError."""
+        self._append([(capture, Arrival(datetime.now(UTC), self._via))])
+        self.gained.append(capture)
+
+    def told(self, port: str, summary: Summary) -> dict[str, Any]:
+        """What `sync` gives of a download that ended with this summary."""
+        events, up_to = self._news()
+        up_to = up_to if summary.clock_offset_s is not None else None  # such a log counts from a moment of its own
+        line = []
+        if events:
+            line.append(f"{events:,} new event{'s' if events != 1 else ''}")
+        else:
+            line.append(_count(summary.new_parts) if events is None and summary.new_parts else "no new data")
+        if summary.clock_offset_s is not None:
+            line += [f"up to {_printed(up_to, summary.clock_offset_s)}"] if up_to else []
+            line.append(f"clock {_clock(summary.clock_offset_s)}")
+        if summary.battery:
+            line.append(f"battery {summary.battery}")
+        if not summary.complete:
+            line.append("not complete: run it again")
+        return {
+            "port": port,
+            "family": summary.pump_id.partition(":")[0],
+            "pump": masked(summary.pump_id),
+            "model": summary.model,
+            "new_captures": summary.new_parts,
+            "new_events": events,
+            "up_to": up_to.isoformat() if up_to else None,
+            "clock_offset_s": summary.clock_offset_s,
+            "battery": summary.battery,
+            "complete": summary.complete,
+            "line": f"{masked(summary.pump_id)}: {', '.join(line)}",
+        }
+
+    def _news(self) -> tuple[int | None, datetime | None]:
+        """How many events were gained that were not known, and the printed time of the last. None where that cannot be said."""
+        if not self.gained:
+            return 0, None
+        try:
+            return self._new_events(families.family(self.pump.partition(":")[0]))
+        except Exception:  # what was gained is safe, and the night says what is wrong with it; this only counts
+            return None, None
+
+    def _new_events(self, adapter: Adapter) -> tuple[int, datetime | None]:
+        gained = {capture.sha256: capture for capture in self.gained}
+        before = [capture for capture, _ in self._store.pending(self.pump) if capture.sha256 not in gained]
+        if self._beside is not None and self._beside.exists():
+            with Store(self._beside) as beside:
+                before += [capture for capture, _ in beside.pending(self.pump) if capture.sha256 not in gained]
+        known, whole = (
+            adapter.assemble(self.pump, *joined(map(adapter.decode, some))).events for some in (before, [*before, *gained.values()])
+        )
+        new = whole.filter(pc.invert(pc.is_in(whole["kind"], pa.array([kind.value for kind in HOLES]))))
+        new = new.filter(pc.invert(pc.is_in(new["record_key"], known["record_key"].combine_chunks())))
+        new = new.filter(pc.invert(pc.is_in(new["record_key"], self._in_lake(new["pump_time"]))))
+        times = new["pump_time"].drop_null()
+        return new.num_rows, times[-1].as_py() if len(times) else None
+
+    def _in_lake(self, times: pa.ChunkedArray) -> pa.Array:
+        """The record keys of this pump's events that the lake has of the months about these printed times."""
+        keys: pa.Array = pa.array([], pa.string())
+        if self._lake is None or not pc.count(times).as_py():
+            return keys
+        try:
+            lake = Lake.open(self._lake)
+        except StorageError as error:
+            if error.code != "no_lake":
+                raise
+            return keys
+        first, last = (moment.as_py() + timedelta(days=days) for moment, days in ((pc.min(times), -1), (pc.max(times), 1)))
+        months = [
+            f"{month // 12:04d}-{month % 12 + 1:02d}" for month in range(first.year * 12 + first.month - 1, last.year * 12 + last.month)
+        ]
+        there = lake.read(
+            "events", tables.EVENTS, months=[*months, UNKNOWN], buckets=[lake.bucket_of(self.pump)], columns=["pump_id", "record_key"]
+        )
+        return there.filter(pc.equal(there["pump_id"], self.pump))["record_key"].combine_chunks()
+
+
+def _printed(moment: datetime, offset_s: float) -> str:
+    """What the pump printed, with its date unless the pump shows this day now."""
+    today = (datetime.now(UTC) + timedelta(seconds=offset_s)).date()
+    return f"{moment:%H:%M}" if moment.date() == today else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _clock(offset_s: float) -> str:
+    """How far a pump's clock is from the host's, or from that of the zone that it seems to show where this is another one."""
+    here = datetime.now(UTC).astimezone().utcoffset() or timedelta(0)
+    away = offset_s - here.total_seconds()
+    zone = _ZONE_S * round(offset_s / _ZONE_S)
+    if abs(away) < _WRONG_S or abs(zone) > _LAST_ZONE_S:
+        return _span(away)
+    minutes = abs(zone) // 60
+    return f"{_span(offset_s - zone)} at UTC{'−' if zone < 0 else '+'}{minutes // 60}" + (f":{minutes % 60:02d}" if minutes % 60 else "")
+
+
+def _span(seconds: float) -> str:
+    whole = abs(round(seconds))
+    days, rest = divmod(whole, 86_400)
+    text = f"{whole} s" if whole < 120 else f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d} h"
+    return ("−" if seconds < 0 and whole else "+") + (f"{days:,} days " if days else "") + text
 
 
 def _chosen(family: str | None, pump: str | None) -> Adapter | None:

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
@@ -35,11 +36,11 @@ from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
 
 from devices import dialogue, families
 from devices.contract import Anchor, Capture
-from devices.dialogue import Ask, Reply
+from devices.dialogue import Reply
 from devices.errors import InputError, LinkError, PumpledgerError, StorageError, masked
 from ingest import docks, files, settings
-from ingest.docks import split_port, told
-from ingest.hub import CAP_BYTES, Receipt, Status, broker_client, encode_cap
+from ingest.docks import split_port
+from ingest.hub import CAP_BYTES, Answer, Ask, Receipt, Status, ahead, broker_client, encode_cap
 from ingest.store import Arrival, Store
 
 KEY = "gateway.key"
@@ -56,19 +57,11 @@ _BACKOFF_S, _BACKOFF_MAX_S = 0.5, 30.0
 _KEEPALIVE_S = 30
 _PRUNE_S = 86_400.0
 _BRIDGE_S, _RETAINED_S = 10.0, 0.5
+_ASKS_S = 5.0
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class _Ask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the hub wants again: captures of a pump that came to the gateway from `from` on, before `to` (UTC; null: no end)."""
-
-    v: Literal[1]
-    pump: str
-    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = msgspec.field(name="from")
-    until: Annotated[datetime, msgspec.Meta(tz=True)] | None = msgspec.field(name="to")
-
-
-_receipt, _ask = msgspec.json.Decoder(Receipt), msgspec.json.Decoder(_Ask)
+_receipt, _ask = msgspec.json.Decoder(Receipt), msgspec.json.Decoder(Ask)
 
 
 def key(home: Path) -> bytes:
@@ -94,6 +87,17 @@ def key(home: Path) -> bytes:
         raise InputError(
             f"The gateway's key {path} cannot be read: {error}.", do="Put it back, or remove it: pumps then get new aliases.", code="key"
         ) from error
+
+
+def checked_name(name: str) -> str:
+    """The name, if it may stand in topics and certificates as a gateway's. Raises InputError."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} is no name for a gateway.",
+            do="Use letters, digits, dots, dashes: an opaque name, never an agency's.",
+            code="name",
+        )
+    return name
 
 
 def alias(own: bytes, pump_id: str) -> str:
@@ -125,19 +129,48 @@ def captures_of(
     given: Sequence[tuple[str, bytes]], *, family: str | None = None, pump: str | None = None, model: str | None = None,
     anchor: Anchor | None = None,
 ) -> list[Capture]:  # fmt: skip
-    """The captures of files (name, bytes) that belong together; the family is the one that knows their bytes. Raises InputError."""
+    """The captures of files (name, bytes) that belong together; the family is the one that knows their bytes.
+
+    Raises InputError where none does, or where the files are of another pump than `pump`.
+    """
     by_family: dict[str, list[tuple[str, bytes]]] = {}
     for name, data in given:
         named = family or (pump.partition(":")[0] if pump else None)
         named = named or next((one for one, adapter in families.families().items() if adapter.recognise(name, data)), None)
         if named is None:
-            raise InputError(f"{name} is of no family known by its bytes.", do="Name its family.", code="unknown_file")
+            raise InputError(
+                f"{name} is of no family known by its bytes.",
+                do="Name its family with --family, or put it into a folder named FAMILY:SERIAL.",
+                code="unknown_file",
+            )
         by_family.setdefault(named, []).append((name, data))
-    return [
+    found = [
         capture
         for named, mine in by_family.items()
         for capture in families.family(named).read_files(mine, pump_id=pump, model=model, anchor=anchor)
     ]
+    other = next((capture.pump_id for capture in found if pump is not None and capture.pump_id != pump), None)
+    if other is not None:
+        raise InputError(
+            f"These files are of {masked(other)} by their own word, and not of {masked(pump or '')}.",
+            why="What a file says of itself counts.",
+            do="Name no pump, or give the files of each pump apart.",
+            code="other_pump",
+        )
+    return found
+
+
+def check_clocks(captures: Sequence[Capture], now: datetime) -> None:
+    """Raises InputError where a capture of files tells that UTC was what it will only be in more than a day."""
+    false = ahead(captures, now)
+    for capture in captures:
+        if capture.sha256 in false:
+            raise InputError(
+                f"A capture of {masked(capture.pump_id)} has a clock anchor more than a day ahead of this machine's clock.",
+                why="Either the clock of the machine that read the pump was wrong, or this one's is.",
+                do="Set the clock that is wrong; files whose anchors are wrong are given with --clock, or without the anchor.",
+                code="ahead",
+            )
 
 
 # --- outbox → hub -------------------------------------------------------------------------------------------------------------
@@ -170,7 +203,10 @@ class _Flight:
 
 
 class Uplink:
-    """Carries the outbox of a gateway to the hub until it is stopped; a context manager. It needs no broker to begin with."""
+    """Carries the outbox of a gateway to the hub until it is stopped; a context manager. It needs no broker to begin with.
+
+    `anew` gives ports, as PORT=PUMP, that are to be read from the beginning: the hub asked for what they gave.
+    """
 
     def __init__(
         self,
@@ -178,22 +214,20 @@ class Uplink:
         home: Path,
         name: str,
         *,
+        ports: Sequence[str] = (),
         again_s: float = 30.0,
         keep_days: float = 30.0,
         stall_s: float = 60.0,
     ) -> None:
-        """`again_s`: what has no receipt for so long is sent again. `keep_days`: so long the hub may ask for what it receipted.
+        """`ports`: those that whoever runs it can read anew (`anew`), where the hub asks for what is not kept any more.
+
+        `again_s`: what has no receipt for so long is sent again. `keep_days`: so long the hub may ask for what it receipted.
 
         `stall_s`: a connection on which nothing moves for so long, though something is on its way, is given up. Raises InputError.
         """
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"{name!r} is no name for a gateway.",
-                do="Use letters, digits, dots, dashes: an opaque name, never an agency's.",
-                code="name",
-            )
         self.counters = Counters()
-        self._name, self._home = name, home
+        self.anew: SimpleQueue[str] = SimpleQueue()
+        self._name, self._home, self._ports = checked_name(name), home, ports
         self._again_s, self._keep, self._stall_s = again_s, timedelta(days=keep_days), stall_s
         self._client, self._host, self._port = broker_client(broker_url, f"pumpledger-gateway-{name}")
         self._client.will_set(self._topic("status"), _status("offline"), qos=1, retain=True)
@@ -203,7 +237,6 @@ class Uplink:
         self._client.on_message = self._on_message
         self._receipts, self._asks = f"hub1/{name}/receipt", f"hub1/{name}/ask"
         self._flying: dict[str, _Flight] = {}
-        self._again: set[str] = set()
         self._ready = False
         self._refusal = ""
         self._moved = self._looked = self._pruned = 0.0
@@ -247,6 +280,12 @@ class Uplink:
     def wake(self) -> None:
         """Says that there is something new in the outbox."""
         self._wanted.set()
+
+    def wait_for_asks(self, timeout_s: float) -> None:
+        """Waits until the broker has given what the hub asked for meanwhile, if there is a broker."""
+        deadline = time.monotonic() + timeout_s
+        while not self._ready and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def wait_for_receipts(self, timeout_s: float) -> int:
         """Waits until the hub has answered for everything in the outbox; gives how many captures have no receipt then."""
@@ -302,7 +341,7 @@ class Uplink:
         """Sends what is in the outbox and not on its way, oldest first, and again what was so for too long."""
         batch: list[tuple[Capture, Arrival]] = []
         room = _WINDOW - len(self._flying)
-        for capture, arrival in self._queue():
+        for capture, arrival in self._unsent():
             flight = self._flying.get(capture.sha256)
             if flight is None and room == 0:
                 break
@@ -318,15 +357,6 @@ class Uplink:
             self._flying[capture.sha256] = _Flight(info, now)
             self.counters.sent += 1
         self.counters.waiting = len(self._flying)
-
-    def _queue(self) -> Iterator[tuple[Capture, Arrival]]:
-        """What is in the outbox, then what was receipted and is wanted again; nothing twice."""
-        there = set()
-        for capture, arrival in self._unsent():
-            there.add(capture.sha256)
-            yield capture, arrival
-        if wanted := self._again - there:
-            yield from ((capture, arrival) for capture, arrival in self._kept.pending() if capture.sha256 in wanted)
 
     def _unsent(self) -> Iterator[tuple[Capture, Arrival]]:
         return ((capture, arrival) for capture, arrival in self._outbox.pending() if arrival.refused is None)
@@ -397,7 +427,6 @@ class Uplink:
         self._outbox.drop(done)
         for sha256 in done:
             self._flying.pop(sha256, None)
-        self._again -= done
         self.counters.stored += len(receipt.stored)
         self.counters.refused += len(receipt.refused)
         self.counters.waiting = len(self._flying)
@@ -407,20 +436,41 @@ class Uplink:
         with self._changed:
             self._changed.notify_all()
 
-    def _send_again(self, asked: _Ask) -> None:
-        """Marks what was kept of this pump and this time to be sent again; what is on its way already is sent anew."""
-        pumps = {pump for pump in self._kept.pumps() if alias(self._key, pump) == asked.pump}
-        if not pumps:
-            self.counters.trouble = f"The hub asks for pump {asked.pump[:16]!r}, which is not known here."
-            return
-        for capture, arrival in self._kept.pending():
-            after = asked.since is None or arrival.received_at >= asked.since
-            before = asked.until is None or arrival.received_at < asked.until
-            if capture.pump_id in pumps and after and before:
-                self._flying.pop(capture.sha256, None)
-                self._again.add(capture.sha256)
-        self.counters.asked += 1
-        self.wake()
+    def _send_again(self, ask: Ask) -> None:
+        """Puts what it read of this pump at this time into the outbox again, and says so; what it has no more is to be read anew."""
+        pump = next((pump for pump in self._outbox.pumps() if alias(self._key, pump) == ask.pump), None)
+        answer = Answer(ask=ask, known=pump is not None)
+        if pump is None:
+            self.counters.trouble = f"The hub asks for pump {ask.pump[:16]!r}, which is not known here."
+        else:
+            arrivals = self._outbox.arrivals(pump)
+            since, until = ask.since or datetime.min.replace(tzinfo=UTC), ask.until or datetime.max.replace(tzinfo=UTC)
+            wanted = {sha256 for sha256, arrival in arrivals if since <= arrival.received_at < until}
+            self._outbox.renew(kept for kept in self._kept.pending(pump) if kept[0].sha256 in wanted)
+            there = wanted & {capture.sha256 for capture, _ in self._outbox.pending(pump)}
+            for sha256 in there:
+                self._flying.pop(sha256, None)
+            answer.again, answer.gone = len(there), len(wanted - there)
+            port = self._port_of(pump, arrivals) if not wanted or answer.gone else None
+            if port is not None:
+                self.anew.put(port)
+                answer.reading = True
+            self.counters.asked += 1
+            self.wake()
+        self._client.publish(self._topic("answer"), msgspec.json.encode(answer), qos=1)
+
+    def _port_of(self, pump: str, arrivals: Sequence[tuple[str, Arrival]]) -> str | None:
+        """PORT=PUMP of the port behind which a pump is, by its name there, by the settings, or because it was read there last."""
+        known = settings.load(self._home)
+        ports = {port: named or known.dock(port).pump for port, named in map(split_port, self._ports)}
+        for port, named in ports.items():
+            if named == pump:
+                return f"{port}={pump}"
+        for _, arrival in reversed(arrivals):
+            port = arrival.via.removeprefix("serial:")
+            if port in ports and ports[port] is None:
+                return f"{port}={pump}"
+        return None
 
 
 def _status(state: Literal["online", "offline"]) -> bytes:
@@ -468,13 +518,14 @@ def _take(inbox: Path, paths: Sequence[Path], outbox: Store, pump: str | None, m
     given: list[tuple[str, bytes]] = []
     try:
         given = [(path.name, path.read_bytes()) for path in paths]
-        parts = [part for capture in captures_of(given, pump=pump, model=model) for part in fitting(capture)]
+        found = captures_of(given, pump=pump, model=model)
+        check_clocks(found, now := datetime.now(UTC))
+        parts = [part for capture in found for part in fitting(capture)]
     except OSError as error:
         return [(path.name, f"It cannot be read: {error.strerror}.") for path in paths]
     except InputError as error:
         why = str(error)
     else:
-        now = datetime.now(UTC)
         outbox.append((part, Arrival(now, f"file:{paths[0].name}")) for part in parts)
     for path, (name, data) in zip(paths, given, strict=True):
         to = inbox / ("refused" if why else "taken") / f"{hashlib.sha256(data).hexdigest()[:12]}-{name}"
@@ -539,7 +590,7 @@ class BridgeLink:
             self._turn_until(lambda: not self._client.want_write(), 1.0)
             self._client.disconnect()
 
-    def exchange(self, ask: Ask) -> Reply:
+    def exchange(self, ask: dialogue.Ask) -> Reply:
         """Publishes the request, and gives the lines that came until the answer was whole or `timeout_s` was over. Raises LinkError."""
         self._turn_until(lambda: True, 0)
         if self._connected is False:
@@ -578,10 +629,10 @@ def bridge_name(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def read_bridge(named: str, outbox: Path, *, model: str | None = None) -> dict[str, Any]:
+def read_bridge(named: str, outbox: Path, *, model: str | None = None, anew: bool = False) -> dict[str, Any]:
     """Downloads a pump behind a bridge into the outbox; gives what `docks.sync_all` gives of a port, errors too.
 
-    `model` names its profile where that is not the standard's (docs/pump-formats.md §5.2), as the `model` of its [[dock]] does.
+    `anew` as there; `model` names its profile where that is not the standard's (docs/pump-formats.md §5.2), as the `model` of a [[dock]].
     """
     url, pump = split_port(named)
     port = bridge_name(url)
@@ -592,12 +643,9 @@ def read_bridge(named: str, outbox: Path, *, model: str | None = None) -> dict[s
         if not hasattr(adapter, "bridge_request"):
             raise InputError(f"Pumps of family {adapter.SHEET.family} are not read through a bridge.", code="not_asked")
         with Store(outbox) as store, BridgeLink(url, adapter) as link:
-
-            def keep(capture: Capture) -> None:
-                store.append([(capture, Arrival(datetime.now(UTC), f"bridge:{port}"))])
-
-            asked = adapter.download(pump, store.heads(pump), model=model)
-            return told(port, adapter.SHEET.family, dialogue.run(asked, link.exchange, keep))
+            intake = docks.Intake(store, pump, f"bridge:{port}", anew=anew, beside=outbox.with_name(KEPT))
+            asked = adapter.download(pump, intake.known, model=model)
+            return intake.told(port, dialogue.run(asked, link.exchange, intake.keep))
     except PumpledgerError as error:
         return {"port": port, "error": error.code, "what": error.what, "why": error.why, "do": error.do, "line": str(error)}
 
@@ -628,11 +676,13 @@ def once(home: Path, plan: Plan, *, wait_s: float = 60.0, settle_s: float = 0.0)
     `trouble`. Raises InputError, StorageError.
     """
     _settle_in(home)
-    with Uplink(plan.broker, home, plan.name) as uplink:
+    with Uplink(plan.broker, home, plan.name, ports=plan.ports) as uplink:
         taken = _files(home, plan, settle_s)
         uplink.wake()
         results = read_ports(home, plan.ports)
         uplink.wake()
+        uplink.wait_for_asks(min(wait_s, _ASKS_S))
+        results += _read_anew(home, uplink)
         unsent = uplink.wait_for_receipts(wait_s)
         return {"ports": results, "files": taken, "unsent": unsent, "refused": uplink.counters.refused, "trouble": uplink.counters.trouble}
 
@@ -640,7 +690,7 @@ def once(home: Path, plan: Plan, *, wait_s: float = 60.0, settle_s: float = 0.0)
 def run(home: Path, plan: Plan, *, until: Callable[[], bool] = lambda: False, show: Callable[[str], None] = lambda _: None) -> None:
     """Runs a gateway until `until` says so, or for ever; `show` gets a line whenever something has changed. Raises as `once`."""
     _settle_in(home)
-    with Uplink(plan.broker, home, plan.name) as uplink:
+    with Uplink(plan.broker, home, plan.name, ports=plan.ports) as uplink:
         ended = threading.Event()
         watcher = threading.Thread(target=_watch_files, args=(home, plan, uplink, ended, show), name="inbox", daemon=True)
         if plan.inbox:
@@ -653,6 +703,8 @@ def run(home: Path, plan: Plan, *, until: Callable[[], bool] = lambda: False, sh
                         show(f"{result['port']}: {result['line']}")
                     due = time.monotonic() + plan.every_s
                     uplink.wake()
+                for result in _read_anew(home, uplink):
+                    show(f"{result['port']}, which the hub asked for: {result['line']}")
                 if (line := _line(plan.name, uplink.counters)) != before:
                     show(line)
                     before = line
@@ -663,19 +715,32 @@ def run(home: Path, plan: Plan, *, until: Callable[[], bool] = lambda: False, sh
                 watcher.join()
 
 
+def _read_anew(home: Path, uplink: Uplink) -> list[dict[str, Any]]:
+    """Reads from the beginning what the hub asked for and the gateway has no more; gives what `read_ports` gives."""
+    wanted: set[str] = set()
+    with suppress(Empty):
+        while True:
+            wanted.add(uplink.anew.get_nowait())
+    results = read_ports(home, sorted(wanted), anew=True)
+    uplink.wake()
+    return results
+
+
 def _settle_in(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     settings.write_default(home)
 
 
-def read_ports(home: Path, ports: Sequence[str]) -> list[dict[str, Any]]:
+def read_ports(home: Path, ports: Sequence[str], *, anew: bool = False) -> list[dict[str, Any]]:
     """Downloads all ports into the outbox, as `docks.sync_all` does; those of a bridge too."""
     known = settings.load(home)
     serial = [port for port in ports if not is_bridge(port)]
-    results = {one["port"]: one for one in docks.sync_all(home, serial, store=home / OUTBOX)} if serial else {}
+    results = (
+        {one["port"]: one for one in docks.sync_all(home, serial, store=home / OUTBOX, anew=anew, beside=home / KEPT)} if serial else {}
+    )
     for port in ports:
         if is_bridge(port):
-            read = read_bridge(port, home / OUTBOX, model=known.dock(split_port(port)[0]).model)
+            read = read_bridge(port, home / OUTBOX, model=known.dock(split_port(port)[0]).model, anew=anew)
             results[read["port"]] = read
     return list(results.values())
 

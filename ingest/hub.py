@@ -9,10 +9,12 @@ the thread: what was not acknowledged comes again, and the store knows it.
 from __future__ import annotations
 
 import hashlib
+import re
+import secrets
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -22,21 +24,34 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage
+import pyarrow.compute as pc
+from paho.mqtt.client import Client, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from devices import pcd
 from devices.contract import Anchor, Capture
-from devices.errors import InputError, LinkError, PumpledgerError, masked
+from devices.errors import InputError, LinkError, PumpledgerError, StorageError, masked
+from ingest import night
+from ingest.lake import RAW_SCHEMA, Lake
 from ingest.store import Arrival, Store
 
 CAP_BYTES = 64 * 1024
 """The most bytes that one capture may have on its way: a gateway splits at record or page boundaries before it hashes."""
 
+HL7_BYTES = 1 << 20
+"""The most bytes that one HL7 message may have: an event has some 3,000."""
+
+AHEAD = timedelta(days=1)
+"""A clock anchor so far ahead of its receipt shows that the clock of who read it is wrong."""
+
+_FALSE_TIME = "It tells of a time more than a day ahead of this machine's clock: one of the two is wrong."
+_FALSE_ANCHOR = "Its clock anchor is more than a day ahead of this machine's clock; its records are kept without it."
 _PAYLOAD_BYTES = CAP_BYTES * 4 // 3 + 4096
 _CAPS, _STATUS = "pl1/+/d/+/cap", "pl1/+/status"
 _GROUP, _GROUP_S = 16, 0.02
 _CONNECT_S, _BACKOFF_S, _BACKOFF_MAX_S = 10.0, 0.5, 30.0
 _KEEPALIVE_S = 30
+_WAY = re.compile(r"mqtt:(?P<gateway>[^/]+)/(?P<alias>[^/]+)")
 
 
 class _Anchor(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,11 +96,35 @@ class Status(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     state: Literal["online", "offline"]
 
 
+class Ask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a gateway is to send again: captures of a pump (its alias) that it read from `since` on, before `until` (null: no end)."""
+
+    v: Literal[1] = 1
+    pump: str
+    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = msgspec.field(name="from")
+    until: Annotated[datetime, msgspec.Meta(tz=True)] | None = msgspec.field(name="to")
+
+
+class Answer(msgspec.Struct, kw_only=True):
+    """What a gateway does about an `Ask`: `again` captures are sent anew; of `gone` the bytes are no longer there.
+
+    `known`: whether it ever read this pump; `reading`: whether it reads the pump's dock anew, from the beginning.
+    """
+
+    v: Literal[1] = 1
+    ask: Ask
+    known: bool
+    again: int = 0
+    gone: int = 0
+    reading: bool = False
+
+
 class _Claim(msgspec.Struct):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 _cap, _claim, _status = msgspec.json.Decoder(_Cap), msgspec.json.Decoder(_Claim), msgspec.json.Decoder(Status)
+_answer = msgspec.json.Decoder(Answer)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -151,8 +190,31 @@ def decode_cap(payload: bytes) -> Capture:
     return capture
 
 
-def broker_client(url: str, client_id: str) -> tuple[Client, str, int]:
-    """A client (MQTT 3.1.1, lasting session, acknowledging by hand) of the broker at a URL, not connected yet; host; port.
+def hl7_captures(message: bytes, now: datetime) -> list[Capture]:
+    """An HL7 message as it came, as a capture; several in one, of several pumps, as several. Raises InputError for what is none."""
+    if len(message) > HL7_BYTES:
+        raise InputError(f"It has more than {HL7_BYTES} bytes.", code="too_large")
+    found = pcd.read_files([("message", message)]) if pcd.recognise("message", message) else []
+    if not found:
+        raise InputError("It is no HL7 message of a device's observations.", code="no_hl7")
+    if len({capture.pump_id for capture in found}) == 1:
+        found = [replace(found[0], data=message)]
+    if ahead(found, now):
+        raise InputError(_FALSE_TIME, code="ahead")
+    return found
+
+
+def ahead(captures: Sequence[Capture], now: datetime) -> set[str]:
+    """The SHA-256 of those that have a clock anchor, beside or in their bytes, later than `now` by more than `AHEAD`."""
+    found = {one.sha256 for one in captures if one.anchor is not None and one.anchor.utc - now > AHEAD}
+    for name in {one.family for one in captures}:
+        anchors = night.decode_all([one for one in captures if one.family == name and one.anchor is None]).anchors
+        found |= set(anchors.filter(pc.greater(anchors["utc"], now + AHEAD))["capture"].to_pylist())
+    return found
+
+
+def broker_client(url: str, client_id: str, *, lasting: bool = True) -> tuple[Client, str, int]:
+    """A client (MQTT 3.1.1, acknowledging by hand, `lasting` session) of the broker at a URL, not connected yet; host; port.
 
     mqtt://[user:password@]host[:1883], or mqtts://…[:8883] with TLS: `?ca=`, `?cert=` and `&key=` name files. Raises InputError.
     """
@@ -165,7 +227,7 @@ def broker_client(url: str, client_id: str) -> tuple[Client, str, int]:
         client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=False,
+            clean_session=not lasting,
             protocol=MQTTProtocolVersion.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=True,
@@ -210,8 +272,20 @@ class Counters:
 class Hub:
     """Takes captures from a broker into the store until it is stopped; a context manager."""
 
-    def __init__(self, broker_url: str, store_path: Path, client_id: str = "pumpledger-hub", *, stall_s: float = 60.0) -> None:
-        """`stall_s`: a connection by which nothing has moved for so long, its own pulse included, is given up. Raises InputError."""
+    def __init__(
+        self,
+        broker_url: str,
+        store_path: Path,
+        client_id: str = "pumpledger-hub",
+        *,
+        hl7_topics: Sequence[str] = (),
+        stall_s: float = 60.0,
+    ) -> None:
+        """`hl7_topics`: filters of topics whose payloads are HL7 messages of IHE PCD as they are, each a capture (docs/design.md §5).
+
+        `stall_s`: a connection by which nothing has moved for so long, its own pulse included, is given up. Raises InputError.
+        """
+        self._hl7 = [_checked_filter(one) for one in hl7_topics]
         self.counters = Counters()
         self._client, self._host, self._port = broker_client(broker_url, client_id)
         self._client.on_connect = self._on_connect
@@ -324,17 +398,26 @@ class Hub:
         good: list[tuple[Capture, Arrival]] = []
         receipts: dict[str, Receipt] = {}
         now = datetime.now(UTC)
-        for message in group:
-            gateway, payload = message.topic.split("/")[1], bytes(message.payload)
-            receipt, arrival = receipts.setdefault(gateway, Receipt(stored=[], refused=[])), Arrival(now, f"mqtt:{gateway}")
-            try:
-                good.append((decode_cap(payload), arrival))
-                receipt.stored.append(good[-1][0].sha256)
-            except Exception as error:
-                why = _reason(error)
+        caps = [self._cap_of(message) for message in group]
+        false = ahead([one for one in caps if isinstance(one, Capture)], now)
+        hl7 = 0
+        for message, cap in zip(group, caps, strict=True):
+            payload, arrival = bytes(message.payload), Arrival(now, self._way(message.topic))
+            if cap is None:
+                taken = self._taken_hl7(payload, arrival)
+                good += [(one, arrival) for one in taken]
+                hl7 += bool(taken)
+                continue
+            receipt = receipts.setdefault(message.topic.split("/")[1], Receipt(stored=[], refused=[]))
+            if why := _wrong(cap, false):
                 self._store.refuse(payload, why, arrival)
+            if isinstance(cap, Capture) and (not why or cap.anchor):
+                receipt.stored.append(cap.sha256)
+                good.append((replace(cap, anchor=None) if why else cap, arrival))
+            else:
                 receipt.refused.append(Refusal(sha256=_claimed(payload), why=why))
         self._store.append(good)
+        self.counters.stored += hl7
         for gateway, receipt in receipts.items():
             self._client.publish(f"hub1/{gateway}/receipt", msgspec.json.encode(receipt), qos=1)
             self._count(gateway, now, receipt)
@@ -343,6 +426,36 @@ class Hub:
         del self._group[: len(group)]
         self._group_since = time.monotonic()
         self._progress()
+
+    def _cap_of(self, message: MQTTMessage) -> Capture | Exception | None:
+        """The capture of a `cap`, or why it is none; None for what is HL7."""
+        if self._hl7_filter(message.topic) is not None:
+            return None
+        try:
+            return decode_cap(bytes(message.payload))
+        except Exception as error:
+            return error
+
+    def _taken_hl7(self, payload: bytes, arrival: Arrival) -> list[Capture]:
+        """The captures of an HL7 message; none of what is none: that is put aside. Nobody waits for a receipt."""
+        assert self._store
+        try:
+            return hl7_captures(payload, arrival.received_at)
+        except Exception as error:
+            self._store.refuse(payload, _reason(error), arrival)
+            self.counters.refused += 1
+            return []
+
+    def _way(self, topic: str) -> str:
+        """By what way it came: gateway and alias, or the filter of HL7 topics, for what those are called is not ours."""
+        own = self._hl7_filter(topic)
+        if own is not None:
+            return f"mqtt:{own}"
+        _, gateway, _, alias, _ = topic.split("/")
+        return f"mqtt:{gateway}/{alias}"
+
+    def _hl7_filter(self, topic: str) -> str | None:
+        return next((one for one in self._hl7 if topic_matches_sub(one, topic)), None)
 
     def _count(self, gateway: str, now: datetime, receipt: Receipt) -> None:
         self.counters.stored += len(receipt.stored)
@@ -359,11 +472,12 @@ class Hub:
         if reason.is_failure:
             self.counters.trouble = f"It refuses this client: {reason}."
         else:
-            client.subscribe([(_CAPS, 1), (_STATUS, 1), (self._pulse, 1)])
+            client.subscribe([(topic, 1) for topic in (_CAPS, *self._hl7, _STATUS, self._pulse)])
 
     def _on_subscribe(self, _: Client, __: Any, ___: int, reasons: list[Any], ____: Any) -> None:
-        if reasons[0].is_failure:
-            self.counters.trouble = f"It does not let this client read {_CAPS}."
+        refused = [topic for topic, reason in zip((_CAPS, *self._hl7), reasons, strict=False) if reason.is_failure]
+        if refused:
+            self.counters.trouble = f"It does not let this client read {' and '.join(refused)}."
             return
         self._subscribed = self.counters.connected = True
         self._moved = time.monotonic()
@@ -374,7 +488,7 @@ class Hub:
     def _on_message(self, client: Client, _: Any, message: MQTTMessage) -> None:
         """Takes a message in hand. Only what is no capture is acknowledged here."""
         topic = message.topic
-        if topic.endswith("/cap"):
+        if topic_matches_sub(_CAPS, topic) or self._hl7_filter(topic) is not None:
             self.counters.received += 1
             if not self._group:
                 self._group_since = time.monotonic()
@@ -385,18 +499,22 @@ class Hub:
             self._progress()
         else:
             gateway, now = topic.split("/")[1], datetime.now(UTC)
-            try:
-                online = _status.decode(message.payload).state == "online"
-            except _UNREADABLE:
-                online = None
+            online = _online(message.payload)
             self.counters.gateways[gateway] = replace(self.counters.gateways.get(gateway, Gateway(seen=now)), seen=now, online=online)
         client.ack(message.mid, message.qos)
 
 
-def listen(broker: str, store: Path, *, until: Callable[[], bool] | None = None, show: Callable[[str], None] = lambda _: None) -> None:
-    """Runs a hub until `until` says so, or for ever; `show` gets a line whenever something has changed. Raises as `Hub.start`."""
+def listen(
+    broker: str,
+    store: Path,
+    *,
+    hl7_topics: Sequence[str] = (),
+    until: Callable[[], bool] | None = None,
+    show: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Runs a hub until `until` says so, or for ever; `show` gets a line whenever something has changed. Raises as `Hub` does."""
     before = ""
-    with Hub(broker, store) as hub:
+    with Hub(broker, store, hl7_topics=hl7_topics) as hub:
         while not (until and until()):
             if (line := _line(hub.counters)) != before:
                 show(line)
@@ -410,6 +528,114 @@ def _line(counters: Counters) -> str:
         state = {True: "online", False: "offline", None: "?"}[gateway.online]
         parts.append(f"{name} {state}, {gateway.stored} stored, last heard {gateway.seen:%H:%M:%S}Z")
     return " · ".join([*parts, counters.trouble] if counters.trouble else parts)
+
+
+def heard_by(pump_id: str, store_path: Path, root: Path) -> dict[str, str]:
+    """Gateway → its alias of this pump, from all that the store and the lake have ever had of it; the one heard last comes last."""
+    ways: list[str] = []
+    try:
+        lake = Lake.open(root)
+        raw = lake.read("raw", RAW_SCHEMA, buckets=[lake.bucket_of(pump_id)], columns=["pump_id", "via"])
+        ways += raw.filter(pc.equal(raw["pump_id"], pump_id))["via"].to_pylist()
+    except StorageError as error:
+        if error.code != "no_lake":
+            raise
+    if store_path.exists():
+        with Store(store_path) as store:
+            ways += [arrival.via for _, arrival in store.arrivals(pump_id)]
+    found: dict[str, str] = {}
+    for way in ways:
+        if match := _WAY.fullmatch(way):
+            found.pop(match["gateway"], None)
+            found[match["gateway"]] = match["alias"]
+    return found
+
+
+def ask(broker: str, gateway: str, wanted: Ask, *, wait_s: float = 10.0) -> Answer:
+    """Asks a gateway to send again what it read of a pump, and gives its answer; what it sends comes to the hub as captures do.
+
+    Never a command to a pump: at most the gateway reads its dock anew. Raises InputError, LinkError where there is no broker, or no
+    answer; then the broker keeps the ask for a gateway that was there before.
+    """
+    client, host, port = broker_client(broker, f"pumpledger-ask-{secrets.token_hex(8)}", lasting=False)
+    answers, status = f"pl1/{gateway}/answer", f"pl1/{gateway}/status"
+    found: list[Answer] = []
+    state: list[bool | None] = []
+    ready: list[bool] = []
+
+    def heard(_: Client, __: Any, message: MQTTMessage) -> None:
+        client.ack(message.mid, message.qos)
+        if message.topic == status:
+            state.append(_online(message.payload))
+            return
+        with suppress(*_UNREADABLE):
+            found.extend(one for one in [_answer.decode(message.payload)] if one.ask == wanted)
+
+    client.on_connect = lambda client, *_: client.subscribe([(answers, 1), (status, 1)])
+    client.on_subscribe = lambda _, __, ___, reasons, ____: ready.append(not any(reason.is_failure for reason in reasons))
+    client.on_message = heard
+    try:
+        client.connect(host, port, keepalive=_KEEPALIVE_S)
+        _turn(client, lambda: bool(ready), _CONNECT_S)
+        if ready == [True]:
+            sent = client.publish(f"hub1/{gateway}/ask", msgspec.json.encode(wanted), qos=1)
+            _turn(client, sent.is_published, _CONNECT_S)
+            _turn(client, lambda: bool(found), wait_s)
+        client.disconnect()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise LinkError(
+            f"The MQTT broker at {host}:{port} cannot be used.", why=_reason(error), do="Check that it runs there.", code="no_broker"
+        ) from error
+    if ready != [True]:
+        raise LinkError(f"The MQTT broker at {host}:{port} does not let this client ask {gateway}.", code="no_broker")
+    if found:
+        return found[0]
+    why = {True: "It says that it is online.", False: "It is offline.", None: "What it says of itself cannot be read."}
+    raise LinkError(
+        f"Gateway {gateway} does not answer.",
+        why=why[state[-1]] if state else "Nobody of this name has been there.",
+        do="If it was there before, the broker keeps what was asked until it is back. Check its name and its machine.",
+        code="no_answer",
+    )
+
+
+def _turn(client: Client, done: Callable[[], bool], timeout_s: float) -> None:
+    """Reads from the broker until something is done or the time is over. Raises ConnectionError where it is lost."""
+    deadline = time.monotonic() + timeout_s
+    while not done() and time.monotonic() < deadline:
+        if client.loop(0.1):
+            raise ConnectionError("The connection was lost")
+
+
+def _online(payload: bytes | bytearray) -> bool | None:
+    try:
+        return _status.decode(payload).state == "online"
+    except _UNREADABLE:
+        return None
+
+
+def _wrong(cap: Capture | Exception, false: set[str]) -> str:
+    """Why what came is put aside; of a capture whose anchor alone is false the records are kept all the same."""
+    if isinstance(cap, Exception):
+        return _reason(cap)
+    if cap.sha256 not in false:
+        return ""
+    return _FALSE_ANCHOR if cap.anchor else _FALSE_TIME
+
+
+def _checked_filter(topics: str) -> str:
+    """A filter of topics that are not our own. Raises InputError."""
+    levels = topics.split("/")
+    own = levels[0] in ("#", "+", "pl1", "hub1") or topics.startswith("$")
+    mixed = any(len(level) > 1 and set("#+") & set(level) for level in levels)
+    if own or not topics or "\0" in topics or "#" in levels[:-1] or mixed or len(topics.encode()) > 65_535:
+        raise InputError(
+            f"{topics!r} is no filter of topics for HL7 messages.",
+            why="Those of gateways and hubs (pl1/, hub1/) are taken already." if own else "",
+            do="Name topics that carry nothing else, such as 'pcd/#' or 'pcd/+/events'.",
+            code="hl7_topic",
+        )
+    return topics
 
 
 def _iso(moment: datetime) -> str:

@@ -21,11 +21,9 @@ from typing import Self
 
 from devices import pcd
 from devices.contract import Capture
-from devices.errors import LinkError, PumpledgerError
+from devices.errors import InputError, LinkError, PumpledgerError
+from ingest.hub import HL7_BYTES, hl7_captures
 from ingest.store import Arrival, Store
-
-MESSAGE_BYTES = 1 << 20
-"""The most bytes that one message may have: an event has some 3,000."""
 
 _CHUNK = 1 << 16
 
@@ -55,7 +53,7 @@ class Listener:
         port: int,
         store_path: Path,
         *,
-        message_bytes: int = MESSAGE_BYTES,
+        message_bytes: int = HL7_BYTES,
         idle_s: float = 300.0,
         connections: int = 64,
         show: Callable[[str], None] = lambda _: None,
@@ -154,11 +152,11 @@ class Listener:
         refused: dict[int, str] = {}
         try:
             for number, message in enumerate(messages):
-                found = pcd.read_files([("message", message)]) if pcd.recognise("message", message) else []
-                if not found:
-                    refused[number] = "It is no HL7 message of a device's observations."
+                try:
+                    captures += hl7_captures(message, now)
+                except InputError as error:
+                    refused[number] = str(error)
                     self._store.refuse(message, refused[number], arrival)
-                captures += found
             self._store.append((capture, arrival) for capture in captures)
             trouble = next(iter(refused.values()), "")
         except PumpledgerError as error:

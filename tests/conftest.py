@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import database
 from tests.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,3 +51,16 @@ def broker(mosquitto: str, tmp_path: Path) -> Iterator[Broker]:
     one.start()
     yield one
     one.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[database.Postgres]:
+    """A PostgreSQL server of the tests' own."""
+    binaries, user = database.binaries(), database.owner()
+    need("postgres", binaries is not None, "no PostgreSQL server on this machine; install it (apt-get install postgresql)")
+    need("postgres", user is not None, "PostgreSQL does not run as root, and there is no user postgres or nobody here")
+    assert binaries
+    assert user
+    one = database.Postgres(binaries, user)
+    yield one
+    one.stop()

@@ -9,6 +9,7 @@ import pty
 import select
 import socket
 import threading
+import time
 import tty
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,20 +18,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import serial
 import serial.rfc2217
 
-from devices import families
-from devices.contract import Anchor, Capture, CaptureHead
+from devices import families, sequence
+from devices.contract import RECORDS, Anchor, Capture, CaptureHead, Decoded, Log, joined, table
 from devices.dialogue import Ask, Dialogue, Got, Note, Summary
 from devices.errors import InputError, LinkError, PumpError, PumpledgerError, StorageError
 from ingest import docks, settings
 from ingest.docks import Progress, SerialLink
+from ingest.lake import Lake
 from ingest.store import Store
 from tests.ingest.test_files import in_child
+from transforms import tables
 
 BLOCK = 40
+FIRST = datetime(2026, 3, 7, 23, 30)
 HEADER = "pump_id,patient_id,order_id,drug,route,concentration,dose_unit,payer,rule_set,place_of_service,tz,start,stop"
 
 
@@ -39,8 +44,8 @@ class Bench:
 
     HELLO = Ask(data=b"h", missing=lambda got: 6 - len(got), timeout_s=0.3, what="hello")
 
-    def __init__(self, name: str = "bench", greeting: bytes = b"bench!", patience_s: float = 3) -> None:
-        self.name, self.greeting, self.patience_s = name, greeting, patience_s
+    def __init__(self, name: str = "bench", greeting: bytes = b"bench!", patience_s: float = 3, offset_s: float = -14400.2) -> None:
+        self.name, self.greeting, self.patience_s, self.offset_s = name, greeting, patience_s, offset_s
         self.SHEET = SimpleNamespace(family=name)
 
     def is_hello(self, answer: bytes) -> bool:
@@ -74,7 +79,23 @@ class Bench:
                 raise PumpError("A block is short.", do="Try again.", code="short")
             new += 1
             yield Got(Capture(data=block.data, family=self.name, pump_id=pump_id, part=str(number), anchor=anchor))
-        return Summary(pump_id=pump_id, model=None, new_parts=new, clock_offset_s=-14400.2, battery="ok")
+        return Summary(pump_id=pump_id, model=None, new_parts=new, clock_offset_s=self.offset_s, battery="61 %")
+
+    def decode(self, capture: Capture) -> Decoded:
+        """Ten records a block, one a minute; the first is the last of the block before."""
+        first = int(capture.data[1:3]) * 9
+        rows = [
+            {
+                "capture": capture.sha256, "offset": n, "pump_id": capture.pump_id, "log_epoch": 0, "record_key": f"0:{n}", "seq": n,
+                "contiguous": True, "kind": "other", "pump_time": FIRST + timedelta(minutes=n), "native_code": "",
+                "detail": "{}", "raw": b"",
+            }
+            for n in range(first, first + 10)
+        ]  # fmt: skip
+        return joined(())._replace(records=table(RECORDS, rows))
+
+    def assemble(self, pump_id: str, records: Any, faults: Any, anchors: Any) -> Log:
+        return sequence.assemble(pump_id, records, faults, anchors)
 
 
 class Pump:
@@ -159,15 +180,86 @@ def test_a_docked_pump_gives_everything_once_and_then_no_new_data(tmp_path: Path
         "pump": "bench:…23",
         "model": None,
         "new_captures": 6,
+        "new_events": 55,
+        "up_to": "2026-03-08T00:24:00",
         "clock_offset_s": -14400.2,
-        "battery": "ok",
+        "battery": "61 %",
         "complete": True,
-        "line": "bench:…23, 6 new captures, clock at UTC-4:00:00, battery ok",
+        "line": "bench:…23: 55 new events, up to 2026-03-08 00:24, clock +0 s at UTC−4, battery 61 %",
     }
-    assert second["line"] == "bench:…23, no new data, clock at UTC-4:00:00, battery ok"
+    assert second["line"] == "bench:…23: no new data, clock +0 s at UTC−4, battery 61 %"
     assert json.loads(json.dumps(second)) == second
     assert [(one.done, one.note) for one in seen if one.total == 6][:3] == [(0, "block 0"), (0, "going on"), (1, "block 1")]
     assert {one.port for one in seen} == {port}
+
+
+def line(lake: Path, pump: str = "bench:777123", **more: Any) -> str:
+    with docked(**more) as (port, _):
+        return str(docks.sync(lake, port, pump=pump)["line"])
+
+
+def test_what_was_known_already_is_no_new_event_whether_the_store_or_the_lake_has_it(tmp_path: Path) -> None:
+    assert "19 new events, up to 2026-03-07 23:48" in line(tmp_path, blocks=2)
+    assert "9 new events, up to 2026-03-07 23:57" in line(tmp_path, blocks=3)
+    usual = {field.name: "" for field in tables.EVENTS if field.type == pa.string()} | {"log_epoch": 0, "raw": b"", "conflict": False}
+    rows = [{**usual, "pump_id": "bench:777123", "record_key": f"0:{n}"} for n in range(28)]
+    lake, events = Lake.create(tmp_path), pa.Table.from_pylist(rows, schema=tables.EVENTS)
+    lake.publish("consolidate", lake.bucket_of("bench:777123"), {"events": events}, {"events": "2026-03"}, {})
+    with Store(tmp_path / "store.sqlite") as store:
+        store.drop([capture.sha256 for capture, _ in store.pending()])
+    assert "9 new events, up to 2026-03-08 00:06" in line(tmp_path, blocks=4)
+
+
+@pytest.mark.parametrize(
+    ("zone", "offset_s", "wanted"),
+    [
+        ("UTC", -38.2, "clock −38 s,"),
+        ("EST5", -5 * 3600 - 38, "clock −38 s,"),
+        ("EST5", -4 * 3600 - 38, "clock −38 s at UTC−4,"),
+        ("UTC", 5.5 * 3600 + 90, "clock +90 s at UTC+5:30,"),
+        ("UTC", 754.0, "clock +0:12:34 h,"),
+        ("UTC", -86_400 * 6_000 - 61.0, "clock −6,000 days 0:01:01 h,"),
+    ],
+)
+def test_the_clock_is_told_against_that_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str, offset_s: float, wanted: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    there(monkeypatch, Bench(offset_s=offset_s))
+    try:
+        assert wanted in line(tmp_path)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_time_alone_is_told_of_what_was_recorded_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    there(monkeypatch, Bench(offset_s=(FIRST + timedelta(minutes=40) - now.replace(tzinfo=None)).total_seconds()))
+    assert ", up to 00:24, " in line(tmp_path)
+
+
+def test_a_capture_that_cannot_be_counted_is_kept_and_said_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Bench, capture: Capture) -> Decoded:
+        raise ValueError("oh")
+
+    monkeypatch.setattr(Bench, "decode", broken)
+    assert line(tmp_path).startswith("bench:…23: 6 new captures, clock")
+    assert len(parts(tmp_path)) == 6
+
+
+def test_everything_can_be_read_and_kept_anew(tmp_path: Path) -> None:
+    with docked() as (port, pump):
+        docks.sync(tmp_path, port, pump="bench:777123")
+        with Store(tmp_path / "store.sqlite") as store:
+            first = [capture for capture, _ in store.pending()]
+            store.drop([capture.sha256 for capture in first])
+        (told,) = docks.sync_all(tmp_path, [f"{port}=bench:777123"], anew=True)
+        assert pump.asked[-6:] == [b"b%02d" % number for number in range(6)]
+    assert told["new_captures"] == 6
+    with Store(tmp_path / "store.sqlite") as store:
+        assert [capture.data for capture, _ in store.pending()] == [capture.data for capture in first]
 
 
 def test_a_capture_says_whence_it_came_and_its_anchor_is_utc_to_the_millisecond(tmp_path: Path) -> None:

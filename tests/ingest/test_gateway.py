@@ -18,20 +18,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 from devices import families
 from devices.contract import Capture
-from devices.errors import InputError, StorageError
+from devices.errors import InputError, LinkError, StorageError
 from ingest import gateway, settings
-from ingest.gateway import Plan, Uplink
-from ingest.hub import CAP_BYTES, Hub
+from ingest.cli import main
+from ingest.gateway import Plan, Uplink, captures_of
+from ingest.hub import CAP_BYTES, Answer, Ask, Hub, ask, decode_cap
+from ingest.night import assembled, facts_of
 from ingest.replay import Reading
 from ingest.replay import truth as replay_truth
 from ingest.store import Arrival, Store
 from simulators import ids as simulated
 from simulators import paradigm
+from simulators import pcd as pcd_pumps
+from simulators import tandem as tandem_pumps
 from simulators.link import Faults
 from simulators.rig import Rig
 from simulators.therapy import therapy
@@ -39,6 +44,8 @@ from tests.broker import PATIENCE_S, Broker, soon
 from tests.conftest import ROOT
 from tests.kit import anchor, event, infusion, numbered
 from tests.kit import capture as canonical
+from transforms.orders import Orders
+from transforms.sessions import FactPolicy
 
 NOW = datetime(2026, 3, 10, 9, tzinfo=UTC)
 
@@ -225,6 +232,108 @@ def test_the_hub_may_ask_again_for_what_it_had_receipted(broker, home, tmp_path)
     assert waiting(home) == []
 
 
+def asking(broker: Broker, home: Path, pump: str, since: datetime | None = None, until: datetime | None = None) -> Answer:
+    return ask(broker.url, "gw1", Ask(pump=gateway.alias(gateway.key(home), pump), since=since, until=until), wait_s=PATIENCE_S)
+
+
+def test_a_gateway_says_what_it_does_about_what_it_is_asked_for(broker, home, tmp_path):
+    fill(home, some(3), NOW)
+    fill(home, [replace(some(1)[0], part="late")], NOW + timedelta(hours=1))
+    with Uplink(broker.url, home, "gw1", again_s=0.5) as uplink:
+        with Hub(broker.url, tmp_path / "hub.sqlite"):
+            assert uplink.wait_for_receipts(PATIENCE_S) == 0
+        told = asking(broker, home, "canonical:A17", NOW, NOW + timedelta(minutes=1))
+        assert (told.known, told.again, told.gone, told.reading) == (True, 3, 0, False)
+        assert waiting(home) == some(3)
+        with Store(home / gateway.KEPT) as kept, Store(home / gateway.OUTBOX) as outbox:
+            kept.drop([some(1)[0].sha256])
+            outbox.drop([one.sha256 for one in some(3)])
+        told = asking(broker, home, "canonical:A17", until=NOW + timedelta(minutes=1))
+        assert (told.known, told.again, told.gone, told.reading) == (True, 2, 1, False)
+        told = asking(broker, home, "canonical:A17", since=NOW + timedelta(days=1))
+        assert (told.known, told.again, told.gone, told.reading) == (True, 0, 0, False)
+        told = asking(broker, home, "canonical:B2")
+        assert (told.known, told.again, told.gone, told.reading) == (False, 0, 0, False)
+
+
+def test_what_was_asked_for_survives_the_gateway_and_what_it_has_no_more_it_reads_from_the_dock(broker, home, tmp_path):
+    start = datetime.now(UTC) - timedelta(days=9)
+    stick, truth = paradigm.simulate(therapy("insulin_like", 1, start, 8), 1, serial="482916")
+    (tmp_path / "truth.json").write_text(truth.to_json())
+    with Rig([stick]) as rig:
+        plan = Plan(broker=broker.url, name="gw1", ports=[f"{rig.ports['paradigm:482916']}=paradigm:482916"])
+        with Hub(broker.url, tmp_path / "lost.sqlite"):
+            gateway.once(home, plan, wait_s=PATIENCE_S)
+        with Store(home / gateway.KEPT) as kept:
+            whole = [capture for capture, _ in kept.pending()]
+        with Uplink(broker.url, home, "gw1"):
+            assert asking(broker, home, "paradigm:482916").again == len(whole)
+        with Hub(broker.url, tmp_path / "second.sqlite"):
+            assert gateway.once(home, replace(plan, ports=()), wait_s=PATIENCE_S)["unsent"] == 0
+        assert stored(tmp_path / "second.sqlite") == whole
+        with Store(home / gateway.KEPT) as kept:
+            kept.drop([capture.sha256 for capture in whole])
+        with Uplink(broker.url, home, "gw1", ports=plan.ports) as uplink:
+            told = asking(broker, home, "paradigm:482916")
+            assert (told.again, told.gone, told.reading) == (0, len(whole), True)
+            assert uplink.anew.get_nowait() == plan.ports[0]
+        say(broker, "hub1/gw1/ask", json.dumps({"v": 1, "pump": told.ask.pump, "from": None, "to": None}).encode())
+        with Hub(broker.url, tmp_path / "third.sqlite"):
+            again = gateway.once(home, plan, wait_s=PATIENCE_S)
+    assert (again["unsent"], [one.get("error") for one in again["ports"]]) == (0, [None, None])
+    reading = Reading()
+    for capture in stored(tmp_path / "third.sqlite"):
+        reading.add(capture)
+    assert reading.differences(replay_truth(tmp_path / "truth.json")) == []
+
+
+def test_a_gateway_that_does_not_answer_is_an_error_that_says_what_is_known_of_it(broker, home):
+    with pytest.raises(LinkError, match="Nobody of this name"):
+        ask(broker.url, "gw1", Ask(pump="0" * 16, since=None, until=None), wait_s=0.2)
+    with Uplink(broker.url, home, "gw1") as uplink:
+        soon(lambda: uplink.counters.connected, "it is there")
+    with pytest.raises(LinkError, match="It is offline") as caught:
+        ask(broker.url, "gw1", Ask(pump="0" * 16, since=None, until=None), wait_s=0.2)
+    assert caught.value.code == "no_answer"
+    with listening(broker, "pl1/gw1/answer") as heard, Uplink(broker.url, home, "gw1"):
+        soon(lambda: heard, "the broker kept what was asked")
+        assert json.loads(heard[0][1])["known"] is False
+    broker.stop()
+    with pytest.raises(LinkError) as caught:
+        ask(broker.url, "gw1", Ask(pump="0" * 16, since=None, until=None), wait_s=0.2)
+    assert caught.value.code == "no_broker"
+
+
+def pumpledger(*arguments: object, ok: int = 0) -> str:
+    done = CliRunner().invoke(main, [*map(str, arguments)])
+    assert done.exit_code == ok, done.output
+    return " ".join(done.output.split())
+
+
+def test_a_hole_in_the_lake_is_asked_for_by_the_name_of_the_pump(broker, home, tmp_path):
+    lake = tmp_path / "lake"
+    whole = canonical(numbered(infusion(0, 95)), anchor=anchor(100))
+    fill(home, [whole], NOW)
+    lake.mkdir()
+    with Uplink(broker.url, home, "gw1", again_s=0.5) as uplink:
+        with Hub(broker.url, lake / "store.sqlite"):
+            assert uplink.wait_for_receipts(PATIENCE_S) == 0
+        asked = ("ask", "canonical:A1", "--broker", broker.url, "--lake", lake)
+        assert "gw1 sends 1 captures again." in pumpledger(*asked, "--from", NOW.isoformat())
+        pumpledger("nightly", "--lake", lake)
+        (lake / "store.sqlite").unlink()
+        with Hub(broker.url, lake / "store.sqlite"):
+            assert json.loads(pumpledger(*asked, "--json"))["again"] == 1
+            assert uplink.wait_for_receipts(PATIENCE_S) == 0
+        assert stored(lake / "store.sqlite") == [whole]
+        assert "read nothing of this pump in that time" in pumpledger(*asked, "--to", "2020-01-01T00:00Z", ok=1)
+        assert "never heard" in pumpledger("ask", "canonical:ZZ", "--broker", broker.url, "--lake", lake, ok=1)
+        assert "never heard" in pumpledger(*asked, "--gateway", "gw2", ok=1)
+        assert "never read this pump" in pumpledger("ask", "0" * 16, "--gateway", "gw1", "--broker", broker.url, "--lake", lake, ok=1)
+        assert "--gateway" in pumpledger("ask", "0" * 16, "--broker", broker.url, "--lake", lake, ok=2)
+        assert "no moment" in pumpledger(*asked, "--from", "yesterday", ok=2)
+
+
 def test_what_was_receipted_long_ago_is_not_kept(broker, home, tmp_path):
     fill(home, some(2), NOW - timedelta(days=1000))
     with Hub(broker.url, tmp_path / "hub.sqlite"):
@@ -304,6 +413,29 @@ def test_a_large_capture_is_split_by_its_family_before_it_is_hashed(broker, home
     assert max(len(one.data) for one in there) <= CAP_BYTES
 
 
+def test_large_captures_of_families_that_split_reach_the_hub_and_give_what_the_whole_gives(broker, home, tmp_path):
+    script = therapy("insulin_like", 5, datetime(2026, 2, 1, tzinfo=UTC), 24)
+    pump, _ = tandem_pumps.simulate(script, 5, serial="A7")
+    log = b"".join(decode_cap(payload).data for payload in pump.captures())
+    tandem = Capture(data=log * (1 + CAP_BYTES // len(log)), family="tandem", pump_id="tandem:A7")
+    pca, _ = pcd_pumps.simulate(therapy("pca", 5, datetime(2026, 3, 1, tzinfo=UTC), 12), 5, serial="SN5")
+    messages = pca.messages()
+    (first, *_) = captures_of([("one", messages[0])])
+    pcd = replace(first, data=b"".join(messages))
+    assert min(len(tandem.data), len(pcd.data)) > CAP_BYTES
+    fill(home, [tandem, pcd])
+    with Hub(broker.url, tmp_path / "hub.sqlite"):
+        assert gateway.once(home, Plan(broker=broker.url, name="gw1"), wait_s=PATIENCE_S)["unsent"] == 0
+    there = stored(tmp_path / "hub.sqlite")
+    for whole in (tandem, pcd):
+        parts = [one for one in there if one.family == whole.family]
+        assert len(parts) > 1
+        assert max(len(one.data) for one in parts) <= CAP_BYTES
+        found = [facts_of(assembled(whole.pump_id, some), Orders(()), FactPolicy())[1] for some in (parts, [whole])]
+        assert found[0].events.equals(found[1].events)
+        assert found[0].sessions.equals(found[1].sessions)
+
+
 def test_a_large_capture_that_cannot_be_split_is_put_aside_with_its_bytes_and_stalls_nothing(broker, home, tmp_path, monkeypatch):
     bench(monkeypatch, splits=False)
     inbox = tmp_path / "inbox"
@@ -371,6 +503,19 @@ def test_a_file_that_no_family_knows_is_refused_with_the_reason_beside_it(home, 
     assert (kept.read_bytes(), "no family" in reason.read_text()) == (b"\x00\x01", True)
     assert not (inbox / "odd.bin").exists()
     assert waiting(home) == []
+
+
+def test_files_of_another_pump_than_their_folder_says_or_from_the_future_are_refused(home, tmp_path):
+    inbox = tmp_path / "inbox"
+    (inbox / "canonical:B2").mkdir(parents=True)
+    (inbox / "canonical:B2" / "a.jsonl").write_bytes(canonical(numbered(infusion(0, 95))).data)
+    future = {"pump_clock": "2099-01-01T00:00:00", "utc": "2099-01-01T00:00:00Z"}
+    (inbox / "b.jsonl").write_bytes(canonical(numbered(infusion(0, 95)), anchor=future).data)
+    found = dict(taken(inbox, home, settle_s=0))
+    assert "of canonical:…A1 by their own word" in (found["a.jsonl"] or "")
+    assert "a day ahead" in (found["b.jsonl"] or "")
+    assert waiting(home) == []
+    assert len(list((inbox / "refused").glob("*.jsonl"))) == 2
 
 
 # --- a bridge -----------------------------------------------------------------------------------------------------------------

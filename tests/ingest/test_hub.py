@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from ingest import hub
 from ingest.hub import Hub, Receipt, decode_cap, encode_cap
 from ingest.store import Arrival, Store
 from simulators import canonical, therapy
+from simulators import pcd as pcd_pumps
 from simulators.rig import Rig, embedded_broker
 from tests.broker import PATIENCE_S, Broker, soon
 from tests.conftest import ROOT, need
+from tests.kit import capture as canonical_lines
 
 
 def capture(number: int, **more: Any) -> Capture:
@@ -103,7 +106,7 @@ def test_what_is_published_arrives_once_though_it_is_repeated(broker: Broker, ed
         soon(lambda: running.counters.gateways["gw1"].stored == 100, "and so under their gateway")
     stored = kept(tmp_path / "store.sqlite")
     assert [one for one, _ in stored] == captures
-    assert {arrival.via for _, arrival in stored} == {"mqtt:gw1"}
+    assert {arrival.via for _, arrival in stored} == {"mqtt:gw1/x1"}
     assert set(edge.stored) == {one.sha256 for one in captures}
 
 
@@ -225,6 +228,129 @@ def test_what_comes_while_the_hub_is_away_waits_for_it(broker: Broker, edge: Edg
     with Hub(broker.url, tmp_path / "store.sqlite"):
         soon(lambda: len(set(edge.stored)) == 200, "a receipt for each")
     assert [one for one, _ in kept(tmp_path / "store.sqlite")] == [capture(number) for number in range(200)]
+
+
+# --- HL7 as it is -----------------------------------------------------------------------------------------------------------------
+
+HL7_START = datetime(2026, 3, 6, 12, tzinfo=UTC)
+
+
+def hl7(seed: int = 1) -> list[bytes]:
+    pump, _ = pcd_pumps.simulate(therapy.therapy("pca", seed, HL7_START, 1), seed, serial=f"SN{seed}")
+    return pump.messages()
+
+
+def test_hl7_payloads_are_captures_as_they_are_wherever_they_come_and_however_often(broker: Broker, edge: Edge, tmp_path: Path) -> None:
+    sent = hl7()
+    with Hub(broker.url, tmp_path / "store.sqlite", hl7_topics=["pcd/#", "ward/+/events"]) as running:
+        for number, message in enumerate(sent * 2):
+            edge.send(message, f"pcd/{number % 3}/out" if number % 2 else "ward/7/events")
+        edge.send(encode_cap(capture(1)))
+        soon(lambda: edge.stored, "a receipt for the capture beside them")
+        soon(lambda: running.counters.stored == 2 * len(sent) + 1, "all are stored")
+        assert running.counters.refused == 0
+    there = [(one, arrival) for one, arrival in kept(tmp_path / "store.sqlite") if one.family == "pcd"]
+    assert [one.data for one, _ in there] == sent
+    assert len({one.pump_id for one, _ in there}) == 1
+    assert {arrival.via for _, arrival in there} <= {"mqtt:pcd/#", "mqtt:ward/+/events"}
+    assert edge.stored == [capture(1).sha256]
+
+
+def test_hl7_that_comes_while_the_hub_is_away_or_dies_waits_for_it(broker: Broker, edge: Edge, tmp_path: Path) -> None:
+    path, sent = tmp_path / "store.sqlite", hl7()
+    with Hub(broker.url, path, hl7_topics=["pcd/#"]):
+        pass
+    for message in sent:
+        edge.send(message, "pcd/out")
+    script = f"""
+import os, signal, sys, time
+from pathlib import Path
+from ingest.hub import Hub
+from ingest.store import Store
+append = Store.append
+def dies(self, captures):
+    append(self, captures)
+    os.kill(os.getpid(), signal.SIGKILL)
+Store.append = dies
+with Hub(sys.argv[1], Path(sys.argv[2]), hl7_topics=["pcd/#"]):
+    time.sleep({PATIENCE_S})
+"""
+    died = subprocess.run([sys.executable, "-c", script, broker.url, str(path)], cwd=ROOT, timeout=2 * PATIENCE_S, check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert 0 < len(kept(path)) < len(sent)
+    with Hub(broker.url, path, hl7_topics=["pcd/#"]) as running:
+        soon(lambda: running.counters.stored == len(sent), "the second hub is given everything")
+    assert [one.data for one, _ in kept(path)] == sent
+
+
+def test_what_is_no_hl7_is_put_aside_and_nothing_that_is_shown_tells_of_a_patient(broker: Broker, edge: Edge, tmp_path: Path) -> None:
+    first, second, *_ = hl7()
+    patient = first.replace(b"\rOBR", b"\rPID|||4711^^^H||DOE^JANE\rOBR", 1)
+    assert b"DOE" in patient
+    other_pump = hl7(2)[0]
+    junk = [b"", b"PID|||4711||DOE^JANE", b"\xff\x00", b'{"v":1}', rb"MSH|^~\&|DOE|JANE|C|D|20260302||ADT^A01|1|P|2.6"]
+    lines: list[str] = []
+    done = threading.Event()
+
+    def show(line: str) -> None:
+        lines.append(line)
+        if "received 8, stored 3, refused 5" in line:
+            done.set()
+
+    with Hub(broker.url, tmp_path / "store.sqlite", hl7_topics=["pcd/#"]):
+        pass
+    for one in (*junk, patient, first + second, first + other_pump):
+        edge.send(one, "pcd/DOE/JANE")
+    deadline = time.monotonic() + PATIENCE_S
+    hub.listen(
+        broker.url,
+        tmp_path / "store.sqlite",
+        hl7_topics=["pcd/#"],
+        until=lambda: done.is_set() or time.monotonic() > deadline,
+        show=show,
+    )
+    assert done.is_set(), lines
+    stored = kept(tmp_path / "store.sqlite")
+    assert [one.data for one, arrival in stored if arrival.refused] == junk
+    assert [one.data for one, arrival in stored if not arrival.refused] == [patient, first + second, first, other_pump]
+    assert not any(name in text for text in [*lines, *(f"{arrival}" for _, arrival in stored)] for name in ("DOE", "JANE", "4711"))
+
+
+@pytest.mark.parametrize("topics", ["", "#", "+/x", "pl1/#", "hub1/+/ask", "$SYS/#", "a/#/b", "a#", "a/b+", "a\0"])
+def test_filters_that_are_none_or_are_our_own_are_refused(topics: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        Hub("mqtt://localhost", tmp_path / "store.sqlite", hl7_topics=[topics])
+    assert caught.value.code == "hl7_topic"
+
+
+# --- clocks that are wrong --------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_anchor_from_the_future_is_put_aside_and_the_records_are_kept(broker: Broker, edge: Edge, tmp_path: Path) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    late = Anchor(pump_clock=now.replace(tzinfo=None), utc=now + timedelta(hours=23))
+    ahead = replace(late, utc=now + timedelta(hours=25))
+    inside = {"pump_clock": "2099-01-01T00:00:00", "utc": "2099-01-01T00:00:00Z"}
+    false = canonical_lines([{"seq": 1, "pump_time": "2026-03-07T20:00:00", "kind": "other"}], anchor=inside)
+    sent = [replace(capture(1), anchor=late), replace(capture(2), anchor=ahead), false]
+    with Hub(broker.url, tmp_path / "store.sqlite"):
+        for one in sent:
+            edge.send(encode_cap(one))
+        soon(lambda: len(edge.stored) == 2 and len(edge.refused) == 1, "an answer to each")
+    assert (edge.stored, edge.refused[0].sha256) == ([one.sha256 for one in sent[:2]], false.sha256)
+    stored = kept(tmp_path / "store.sqlite")
+    assert [one for one, arrival in stored if not arrival.refused] == [sent[0], replace(sent[1], anchor=None)]
+    aside = [(one.data, arrival.refused or "") for one, arrival in stored if arrival.refused]
+    assert [data for data, _ in aside] == [encode_cap(sent[1]), encode_cap(false)]
+    assert all("a day ahead of this machine's clock" in why for _, why in aside)
+
+
+@pytest.mark.parametrize("trip", [-1, 2**63, 1.5, "1"])
+def test_an_envelope_whose_round_trip_cannot_be_is_refused(trip: Any) -> None:
+    payload = msgspec.json.decode(encode_cap(capture(1)))
+    payload["anchor"]["round_trip_ms"] = trip
+    with pytest.raises(InputError, match="round_trip_ms"):
+        decode_cap(msgspec.json.encode(payload))
 
 
 def test_listen_shows_gateways_and_what_came(broker: Broker, edge: Edge, tmp_path: Path) -> None:

@@ -33,11 +33,6 @@ def messages(count: int = 3) -> list[bytes]:
     return pump.messages()[:count]
 
 
-def bare(sent: list[bytes]) -> list[bytes]:
-    """Messages as the family keeps them: without the end of the last segment."""
-    return [message.rstrip(b"\r") for message in sent]
-
-
 def kept(path: Path) -> list[tuple[Capture, Arrival]]:
     with Store(path) as store:
         return list(store.pending())
@@ -112,7 +107,7 @@ def test_what_a_pumps_gateway_sends_is_stored_answered_and_gives_what_truly_happ
             assert [code(answer) for answer in one.answers(len(sent))] == [("AA", control(message), "") for message in sent]
         assert (listener.counters.received, listener.counters.stored) == (2 * len(sent), 2 * len(sent))
     captures = [capture for capture, _ in kept(path)]
-    assert [capture.data for capture in captures] == bare(sent)
+    assert [capture.data for capture in captures] == sent
     assert {capture.pump_id for capture in captures} == {true.pump_id}
     assert {arrival.via for _, arrival in kept(path)} == {"mllp:127.0.0.1"}
     reading = Reading()
@@ -137,7 +132,7 @@ def test_frames_may_come_in_any_pieces(path):
         for at in range(0, len(data), 97):
             one.send(data[at : at + 97])
         assert [code(answer)[0] for answer in one.answers(2)] == ["AA", "AA"]
-    assert [capture.data for capture, _ in kept(path)] == bare([first, second])
+    assert [capture.data for capture, _ in kept(path)] == [first, second]
 
 
 def test_what_is_no_message_is_put_aside_with_its_bytes_and_answered_with_the_reason(path):
@@ -149,7 +144,7 @@ def test_what_is_no_message_is_put_aside_with_its_bytes_and_answered_with_the_re
         assert "no HL7 message" in answers[0][2]
         soon(lambda: listener.counters.refused == 3, "the noise is counted")
     stored = kept(path)
-    assert [capture.data for capture, arrival in stored if arrival.refused is None] == bare([good])
+    assert [capture.data for capture, arrival in stored if arrival.refused is None] == [good]
     assert {capture.data for capture, arrival in stored if arrival.refused} == {b"noise", b"hello", b""}
 
 
@@ -173,7 +168,7 @@ def test_a_store_without_room_is_an_ae_and_a_second_try_an_aa(path, monkeypatch)
         one.send(pcd.framed(message))
         assert code(one.answers(1)[0]) == ("AA", control(message), "")
         assert listener.counters.trouble == ""
-    assert [capture.data for capture, _ in kept(path)] == bare([message])
+    assert [capture.data for capture, _ in kept(path)] == [message]
 
 
 @pytest.mark.parametrize("framed", [True, False])
@@ -188,7 +183,7 @@ def test_a_message_that_is_too_long_is_refused_and_ends_the_connection(path, fra
         with sender(listener.port) as another:
             another.send(pcd.framed(message))
             assert code(another.answers(1)[0])[0] == "AA"
-    assert [capture.data for capture, arrival in kept(path) if not arrival.refused] == bare([message])
+    assert [capture.data for capture, arrival in kept(path) if not arrival.refused] == [message]
 
 
 @pytest.mark.parametrize("began", [b"", b"\x0bMSH|^~"])
@@ -265,5 +260,15 @@ def test_listen_takes_messages_without_a_broker(tmp_path):
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
-    assert [capture.data for capture, _ in kept(tmp_path / "lake" / "store.sqlite")] == bare(messages(1))
+    assert [capture.data for capture, _ in kept(tmp_path / "lake" / "store.sqlite")] == messages(1)
     assert timedelta(0) <= datetime.now(UTC) - kept(tmp_path / "lake" / "store.sqlite")[0][1].received_at
+
+
+def test_a_message_from_the_future_is_an_ae_and_put_aside(path):
+    pump, _ = simulated.simulate(therapy("pca", 1, datetime.now(UTC) + timedelta(days=400), 1), 1)
+    message = pump.messages()[0]
+    with listening(path) as listener, sender(listener.port) as one:
+        one.send(pcd.framed(message))
+        ((verdict, _, why),) = [code(answer) for answer in one.answers(1)]
+    assert (verdict, "a day ahead" in why) == ("AE", True)
+    assert [(capture.data, "a day ahead" in (arrival.refused or "")) for capture, arrival in kept(path)] == [(message, True)]
