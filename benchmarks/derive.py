@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from devices.contract import EVENTS, event_id
-from ingest.night import rule_sets
+from ingest.night import collector_off, rule_sets
 from transforms import billing, sessions
 from transforms.block import Block
 from transforms.orders import COLUMNS, Orders, parse
@@ -186,7 +186,8 @@ def derivation(folder: Path, share: int = 1) -> int:
         facts = sessions.derive_all(block, orders, policy, events=False)
         mark = _spent(spent, "facts", mark)
         told = billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts)
-        found = billing.bill(told, orders, rule_sets(), asdict(policy))
+        with collector_off():
+            found = billing.bill(told, orders, rule_sets(), asdict(policy))
         mark = _spent(spent, "bill", mark)
         tables = {name: getattr(facts, name) for name in ("sessions", "intervals", "setups", "doubts")}
         tables |= {name: getattr(found, name) for name in ("lines", "worklist", "days")}

@@ -71,7 +71,9 @@ def settled(
     for setup in facts.setups.to_pylist():
         if setup["session_id"] is not None:
             setups[setup["session_id"]].append(setup)
-    doubts = facts.doubts.to_pylist()
+    of_pump: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for doubt in facts.doubts.to_pylist():
+        of_pump[doubt["pump_id"]].append(doubt)
     lines: list[dict[str, Any]] = []
     days: list[dict[str, Any]] = []
     reaches: dict[str, set[Reach]] = {}
@@ -80,6 +82,8 @@ def settled(
         by_patient[span.order.patient_id].append(span)
     for patient in sorted({*by_patient, *review.patients()} if patients is None else set(patients)):
         mine = by_patient.get(patient, [])
+        pumps = {one.pump_id for order in orders.of_patient(patient) for one in orders.of_id(order.order_id)}
+        doubts = [doubt for pump in sorted(pumps) for doubt in of_pump[pump]]
         by_time = [span for span in mine if rule_sets[span.order.rule_set].basis != "day"]
         encounters = encounters_of(by_time, rule_sets)
         for encounter in encounters:

@@ -36,9 +36,9 @@ _NEEDED = ("pump_id", "patient_id", "order_id", "rule_set", "tz", "start")
 _SAME_FOR_AN_ORDER = ("patient_id", "drug", "route", "payer", "rule_set", "place_of_service", "tz")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE = datetime(1970, 1, 1)  # noqa: DTZ001 - local times carry no zone
-_QUARTER_MS = 900_000
-_QUARTERS_SINCE = 1_325_376_000_000
-"""Since 2012 zones have changed their offset at whole quarters of an hour of UTC alone (St. John's did so a minute later before)."""
+_MINUTE_MS = 60_000
+_MINUTES_SINCE = 94_694_400_000
+"""Since 1973 zones have changed their offset at whole minutes of UTC alone: one look a minute is enough."""
 
 
 @cache
@@ -56,9 +56,9 @@ def zone(name: str) -> ZoneInfo:
 
 def local(utc_ms: int, tz: ZoneInfo) -> datetime:
     """UTC milliseconds as naive local time."""
-    if utc_ms < _QUARTERS_SINCE:
+    if utc_ms < _MINUTES_SINCE:
         return (_EPOCH + timedelta(milliseconds=utc_ms)).astimezone(tz).replace(tzinfo=None)
-    return _NAIVE + timedelta(milliseconds=utc_ms + _offset_ms(utc_ms // _QUARTER_MS * _QUARTER_MS, tz))
+    return _NAIVE + timedelta(milliseconds=utc_ms + _offset_ms(utc_ms // _MINUTE_MS * _MINUTE_MS, tz))
 
 
 def utc_ms(local_time: datetime, tz: ZoneInfo) -> int:
@@ -68,7 +68,7 @@ def utc_ms(local_time: datetime, tz: ZoneInfo) -> int:
 
 def local_ms(instants: npt.NDArray[np.int64], tz: ZoneInfo) -> npt.NDArray[np.int64]:
     """UTC milliseconds as local milliseconds. Raises OverflowError beyond the years of a calendar."""
-    whole = np.where(instants >= _QUARTERS_SINCE, instants // _QUARTER_MS * _QUARTER_MS, instants)
+    whole = np.where(instants >= _MINUTES_SINCE, instants // _MINUTE_MS * _MINUTE_MS, instants)
     told, where = np.unique(whole, return_inverse=True)
     ahead = [_offset_ms(moment, tz) for moment in told.tolist()]
     return instants + np.array(ahead, dtype=np.int64)[where]
