@@ -796,12 +796,15 @@ def _too_soon(session: Session) -> bool:
 
 def _settling(stretch: Stretch) -> tuple[Placed, str]:
     """The record that settles a stretch, and how: start, end (a stop, completion or halt), or none."""
+    zero = False
     for placed in stretch.events:
         event = placed.event
         if event.halts:
             return placed, "end"
         if event.kind == "delivery_start" and event.source in SETTLING:
-            return placed, "start"
+            return placed, "end" if zero else "start"
+        if event.kind == "rate_change" and event.source in SETTLING:
+            zero = zero or 0 in (event.said.get("rate_ml_h"), event.said.get("rate_dose_h"))
         if event.kind in ("delivery_stop", "delivery_complete") and event.source in (None, *SETTLING):
             return placed, "end"
     return stretch.events[-1], "none"

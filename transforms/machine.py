@@ -624,6 +624,7 @@ def run(steps: Any, first: Any, last: Any, end_ms: Any, found: Any) -> None:
         one[:, RATE_SINCE] = 0
         flow[:] = np.nan
         of[SEGS], of[ENDS], of[PIECES], of[SETTLED] = found.made[N_SEG], found.made[N_END], found.made[N_PIECE], -1
+        zero = False
         for row in range(low, high + 1):
             if not (MOVING[steps.kind[row]] or (steps.kind[row] == _BOLUS and steps.proves[row] >= 0)):
                 continue
@@ -634,7 +635,9 @@ def run(steps: Any, first: Any, last: Any, end_ms: Any, found: Any) -> None:
                 settling = source in (_PRIMARY, _BASAL, _INTERMITTENT, ANY)
                 if (moves and settling) or is_halt(kind, steps.stops[row]):
                     of[SETTLED] = row
-                    of[BY_START] = kind == _STARTS
+                    # behind a setting to rate 0, a start does not show that nothing ran before
+                    of[BY_START] = kind == _STARTS and not zero
+                zero = zero or (kind == _RATES and settling and steps.rate[row] == 0)
         finish(steps, pump, one, flow, covers, found, high, of)
         boluses(steps, low, high, end_ms[number], covers[: pump[COVERS]], found)
         of[SEGS_END], of[ENDS_END] = found.made[N_SEG], found.made[N_END]
