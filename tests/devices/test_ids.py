@@ -23,6 +23,7 @@ from devices.families import families
 from devices.ids.link import REPORT, racp_request
 from devices.ids.values import crc16
 from tests.kit import head
+from transforms.block import Block
 from transforms.clock import ClockPolicy, place
 
 PUMP = "ids:1"
@@ -764,7 +765,7 @@ def test_what_has_no_base_at_the_start_of_a_log_is_a_hole_of_its_own_and_an_anch
         ("rate_change", "0:4"),
     ]
     assert [one.after for one in log.anchors] == [0]
-    assert list(place(log, ClockPolicy()).stretch) == [-1, 0, 0]
+    assert list(place(Block.of(["one"], [log]), ClockPolicy()).stretch) == [-1, 0, 0]
 
 
 def test_elapsed_time_is_what_the_clock_of_the_derivation_goes_by():
@@ -772,7 +773,7 @@ def test_elapsed_time_is_what_the_clock_of_the_derivation_goes_by():
         ref(1), therapy(2, STOP, RUN, 600), ref(3, NOON - timedelta(hours=9), 0x33, at=900), therapy(4, RUN, STOP, 300),
         ref(5, datetime(2005, 1, 1), 0x55), rate(6, 1.0, at=30), ref(7, NOON, 0x33, at=7638), rate(8, 2.0, at=10),
     ]  # fmt: skip
-    line = place(assembled(capture(*values)), ClockPolicy())
+    line = place(Block.of(["one"], [assembled(capture(*values))]), ClockPolicy())
     assert list(line.stretch) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert list(line.elapsed // 1000) == [0, 600, 900, 1200, 0, 30, 7638, 7648]
 
@@ -1349,7 +1350,7 @@ def test_a_record_that_is_left_out_is_a_hole_and_moves_nothing_before_it(values,
 @given(logs(), st.data())
 def test_elapsed_time_is_the_sum_of_the_offsets_whatever_the_clock_shows(values, data):
     log = assembled(capture(*values, model="780g"))
-    line = place(log, ClockPolicy())
+    line = place(Block.of(["one"], [log]), ClockPolicy())
     at = {row.seq: number for number, row in enumerate(views(log.events)) if row.seq is not None}
     passed, sums = 0, {}
     for value in values:

@@ -21,6 +21,7 @@ from simulators import miva as simulated
 from simulators.link import Faults, still
 from simulators.therapy import therapy
 from tests.kit import billed, head, orders
+from transforms.block import Block
 from transforms.clock import ClockPolicy, place
 from transforms.sessions import FactPolicy
 
@@ -250,7 +251,7 @@ def test_a_record_whose_stamp_is_no_date_cannot_be_read(bits):
 
 def test_a_counter_that_steps_back_is_a_cut_and_nothing_is_carried_across():
     found = log(capture([rec(0x01, at=5000), rec(0x0F, at=6000), rec(0x0F, at=40), rec(0x02, at=100)]))
-    line = place(found, ClockPolicy())
+    line = place(Block.of(["one"], [found]), ClockPolicy())
     assert line.stretch.tolist() == [0, 0, 1, 1]
     assert line.elapsed.tolist() == [0, 1_000_000, 0, 60_000]
 
@@ -259,7 +260,7 @@ def test_an_anchor_whose_counter_is_below_the_stamp_before_it_anchors_nothing():
     restarted = Anchor(pump_clock=datetime(1970, 1, 1, 0, 1), utc=UTC_NOON, after="0:0")
     good = Anchor(pump_clock=datetime(1970, 1, 1, 2), utc=UTC_NOON, after="0:0")
     for anchor, known in ((restarted, False), (good, True)):
-        line = place(log(capture([rec(0x01, at=5000)], anchor=anchor)), ClockPolicy())
+        line = place(Block.of(["one"], [log(capture([rec(0x01, at=5000)], anchor=anchor))]), ClockPolicy())
         assert (line.utc[0] == UTC_NOON.timestamp() * 1000 - 2_200_000) == known
 
 
@@ -541,7 +542,7 @@ def test_random_and_mutated_bytes_never_raise_and_are_read_or_quarantined(data):
     if pieces:
         found = log(*pieces)
         assert [one["raw"] for one in found.events.to_pylist() if one["raw"]] == [one.data for one in pieces]
-        assert place(found, ClockPolicy()).stretch.max() >= -1
+        assert place(Block.of(["one"], [found]), ClockPolicy()).stretch.max() >= -1
 
 
 @settings(max_examples=100, deadline=None)
