@@ -9,7 +9,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -224,38 +223,30 @@ def _lines(encounter: Encounter, policies: Mapping[str, str]) -> list[dict[str, 
     if "NOT_IN_FORCE" in encounter.codes or not encounter.eligible:
         return []
     if rules.basis == "evidence":
-        return [_line(encounter, rules, encounter.date, "", 0, encounter.minutes, policies)]
-    if rules.policies.midnight == "start_date":
-        units = sorted(encounter.units.items())
-        return [_line(encounter, rules, encounter.date, code, n, encounter.minutes, policies) for code, n in units]
-    return [
-        _line(encounter, rules, day, code, n, minutes, policies, str(day))
-        for day, minutes, units in split_by_day(encounter)
-        for code, n in sorted(units.items())
-    ]
-
-
-def _line(
-    encounter: Encounter,
-    rules: RuleSet,
-    day: date,
-    code: str,
-    units: int,
-    minutes: int,
-    policies: Mapping[str, str],
-    *key: str,
-) -> dict[str, Any]:
-    return {
+        told = [(encounter.date, encounter.minutes, {"": 0})]
+    elif rules.policies.midnight == "start_date":
+        told = [(encounter.date, encounter.minutes, encounter.units)]
+    else:
+        told = list(split_by_day(encounter))
+    same = {
         **_common(encounter.spans, encounter.order, rules, policies),
-        "line_id": identify("line", encounter.encounter_id, code, rules.name, *key),
         "encounter_id": encounter.encounter_id,
-        "service_date": day,
-        "code": code,
-        "units": units,
-        "minutes": minutes,
         "ledger": [_entry(span, interval) for span in encounter.spans for interval in span.intervals],
         "event_ids": _events(encounter.spans, encounter.setups),
     }
+    split = rules.basis != "evidence" and rules.policies.midnight != "start_date"
+    return [
+        {
+            **same,
+            "line_id": identify("line", encounter.encounter_id, code, rules.name, *([day] if split else [])),
+            "service_date": day,
+            "code": code,
+            "units": n,
+            "minutes": minutes,
+        }
+        for day, minutes, units in told
+        for code, n in sorted(units.items())
+    ]
 
 
 def _day_line(

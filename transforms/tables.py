@@ -280,5 +280,15 @@ def identify(*parts: object) -> str:
 
 def rows_to_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], *, sort: Sequence[str] = ()) -> pa.Table:
     """Rows as a table of this schema, sorted by these columns."""
-    built = pa.table({f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in schema}, schema=schema)
+    built = pa.table({f.name: _column([row.get(f.name) for row in rows], f.type) for f in schema}, schema=schema)
     return built.sort_by([(name, "ascending") for name in sort]) if sort and built.num_rows else built
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values as a column; a list that several rows share is read once."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    place: dict[int, int] = {}
+    where = [place.setdefault(id(value), len(place)) for value in values]
+    firsts = dict(zip(reversed(where), reversed(values), strict=True))
+    return pa.array([firsts[n] for n in range(len(firsts))], kind).take(pa.array(where, pa.int64()))
