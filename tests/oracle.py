@@ -328,7 +328,7 @@ def stretches(read: Read) -> list[Stretch]:
             if place != row:
                 continue
             if there >= mark - STEP_S:
-                now.lines.append((len(now.events) - 1, there, utc))
+                now.lines.append((len(now.events) - 1, max(there, mark), utc))
             else:
                 stepped = True
     if cuts:

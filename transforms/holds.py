@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import date
@@ -13,6 +14,7 @@ from transforms.sessions import TIME_CODES
 
 _BOLUS_LIKE = ("pca", "clinician", "loading")
 _DWELL_MS = 72 * 3_600_000
+_NEVER = 2**62
 _SESSION_INFORMS = ("DELIVERED_GT_DEMANDED", "GAPS_INVISIBLE")
 _SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
 
@@ -179,7 +181,7 @@ def _inform(encounter: Encounter) -> None:
 
 
 def dwells(encounters: list[Encounter]) -> list[Encounter]:
-    """Encounters that end with more than 72 h on one site: from a new site to the end of infusion before the next."""
+    """Encounters with more than 72 h on one site: from a new site to the end of infusion before the next."""
     by_order: dict[str, list[Encounter]] = defaultdict(list)
     for encounter in encounters:
         by_order[encounter.order.order_id].append(encounter)
@@ -187,8 +189,15 @@ def dwells(encounters: list[Encounter]) -> list[Encounter]:
     for mine in by_order.values():
         sites = sorted(s["at"] for e in mine for s in e.setups if s["new_site"] == "yes")
         for encounter in mine:
-            stops = [high for span in encounter.spans for _, high in span.infusing]
-            before = [site for site in sites if stops and site < max(stops)]
-            if before and max(stops) - before[-1] > _DWELL_MS:
-                found.append(encounter)
+            pieces = [piece for span in encounter.spans for piece in span.infusing]
+            if not pieces:
+                continue
+            first = max(0, bisect_right(sites, min(low for low, _ in pieces)) - 1)
+            last = bisect_left(sites, max(high for _, high in pieces))
+            for number in range(first, last):
+                following = sites[number + 1] if number + 1 < len(sites) else _NEVER
+                ends = [min(high, following) for low, high in pieces if low < following]
+                if ends and max(ends) - sites[number] > _DWELL_MS:
+                    found.append(encounter)
+                    break
     return found

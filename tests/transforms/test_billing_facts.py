@@ -118,3 +118,13 @@ def test_another_route_makes_no_line():
     given = log(*infusion(0, 60), known=orders(route="IV"))
     assert given.rows("lines") == []
     assert "ROUTE_NOT_SC" in given.codes()
+
+
+@pytest.mark.parametrize(("hours", "long"), [(72, False), (73, True)])
+@pytest.mark.parametrize("later", [False, True])
+def test_more_than_72_hours_on_one_site_is_worth_a_look_whether_or_not_another_site_follows(hours, long, later):
+    begin = 24 * 60
+    end = begin + hours * 60
+    further = [*new_setup(end), *infusion(end, 60)] if later else []
+    given = log(*new_setup(begin), *infusion(begin, hours * 60), *further)
+    assert ("SITE_DWELL_LONG" in given.codes()) is long
