@@ -24,8 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest import explain as _explain
-from ingest import people, review, views
+from ingest import people, review, telling, views
 from ingest.lake import Lake
+from ingest.page import as_html
 from transforms import tables
 
 _NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
@@ -55,14 +56,14 @@ class Explanation(dict[str, Any]):
     """What something rests on, down to its bytes: a dict that prints as a tree, and shows as a page in a notebook."""
 
     def __str__(self) -> str:
-        return _explain.as_text(self)
+        return telling.as_text(self)
 
     def _repr_html_(self) -> str:
         return f'<iframe srcdoc="{escape(self.page())}" style="width:100%;height:48em;border:0"></iframe>'
 
     def page(self) -> str:
         """One HTML page that needs nothing else."""
-        return _explain.as_html(self)
+        return as_html(self)
 
 
 class LakeTables:

@@ -16,8 +16,9 @@ from typing import Any
 import simulators
 from devices.contract import AlarmClass, Source, Target
 from devices.errors import InputError, masked
-from ingest import docks, explain, files, hub, night, settings, views
+from ingest import docks, explain, files, hub, night, settings, telling, views
 from ingest.lake import Lake
+from ingest.page import as_html
 from simulators.rig import Rig, embedded_broker
 from simulators.therapy import Pen, Script, Truth
 from transforms.orders import COLUMNS
@@ -162,8 +163,8 @@ def _show(lake: Path, truths: Sequence[Truth], say: Callable[[str], None]) -> No
     lines = [line for line in views.select(there, "lines").to_pylist() if line["state"] == "ready"]
     shown = max(lines, key=lambda line: (len(line["pump_ids"]), line["code"]))
     say(f"\nOne line, down to the bytes (pumpledger explain {shown['line_id'][:10]} --lake {lake}):\n")
-    say(explain.as_text(explain.explain(there, shown["line_id"])))
+    say(telling.as_text(explain.explain(there, shown["line_id"])))
     page = lake.parent / "line.html"
-    files.replace_text(page, explain.as_html(explain.explain(there, shown["line_id"])))
+    files.replace_text(page, as_html(explain.explain(there, shown["line_id"])))
     say(f"\nThe same with its timeline drawn: {page}")
     say(f"The Parquet lies in {lake}; look around with: pumpledger lines --lake {lake}")

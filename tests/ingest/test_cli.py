@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pyarrow.parquet as pq
 import pytest
 
+from ingest import cli, commands
 from tests.kit import anchor, capture, event, infusion, new_setup, numbered
 from tests.test_proof import order_file
 from transforms import tables
@@ -204,3 +208,11 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "Aborted!")
+
+
+def test_the_group_finds_every_command_of_every_module_and_no_other():
+    modules = [importlib.import_module(f"ingest.commands.{one.name}") for one in pkgutil.iter_modules(commands.__path__)]
+    written = [name for module in modules if hasattr(module, "commands") for name in module.commands.commands]
+    context = click.Context(cli.main)
+    assert cli.main.list_commands(context) == sorted(written)
+    assert all(cli.main.get_command(context, name) is not None for name in written)

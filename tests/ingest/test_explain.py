@@ -14,9 +14,10 @@ import pytest
 from devices.contract import Capture
 from devices.errors import InputError
 from ingest import explain, night, views
-from ingest.explain import as_html, as_json, as_text
 from ingest.lake import Lake
+from ingest.page import as_html
 from ingest.store import Arrival, Store
+from ingest.telling import as_json, as_text
 
 A, B = "canonical:A17", "canonical:B2"
 EVIL = "<script>alert(1)</script>\x1b[31m"

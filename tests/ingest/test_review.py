@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from devices.contract import Capture
 from devices.errors import InputError
-from ingest import explain, night, people, review, upkeep, views
+from ingest import explain, night, people, review, telling, upkeep, views
 from ingest.lake import Lake
+from ingest.page import as_html
 from tests.ingest.test_cli import run
 from tests.ingest.test_files import at_call, in_child, kill
 from tests.ingest.test_night import fresh
@@ -150,8 +151,8 @@ def test_explain_shows_who_decided_what_and_whether_it_holds(tmp_path):
     assert [(one["by"], one["action"], one["stands"]) for one in sorted(told["decisions"], key=lambda one: one["by"])] == [
         ("ana", "clear", "rests on it"), ("ben", "hold", "taken back or replaced"),
     ]  # fmt: skip
-    assert "clear OVER_8H by ana, 2026-04-01 12:00:00 UTC: with the visit record" in explain.as_text(told)
-    assert "with the visit record" in explain.as_html(told)
+    assert "clear OVER_8H by ana, 2026-04-01 12:00:00 UTC: with the visit record" in telling.as_text(told)
+    assert "with the visit record" in as_html(told)
 
 
 @pytest.mark.parametrize(

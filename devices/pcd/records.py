@@ -1,0 +1,290 @@
+"""What a message says (docs/pump-formats.md §6): one message, one record; and `decode`."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from devices.contract import (
+    ANCHORS,
+    FAULTS,
+    RECORDS,
+    AlarmClass,
+    Capture,
+    Decoded,
+    Kind,
+    Source,
+    dump_detail,
+    fault_id,
+    table,
+)
+from devices.pcd.frames import WRONG, messages_of, segments_of
+from devices.pcd.messages import Message, Seen, UnreadableError, key_of, place_of, utc_ms, zone_of
+from devices.pcd.sheet import FAMILY, UNKNOWN_PUMP
+from devices.pcd.terms import (
+    ABOUT_DELIVERY,
+    ALARM_OF_CODE,
+    ALARM_WORDS,
+    DOSE_HEADS,
+    EVENT_OF_CODE,
+    EVENTS_BY_NAME,
+    ML,
+    ML_H,
+    PER_HOUR,
+    REASONS,
+    SECONDS,
+    SOURCE_HEAD,
+    SOURCES,
+    named,
+)
+
+_TOLD = (
+    *("mode", "label", "drug", "concentration", "care_area", "library", "library_version", "rate", "dose_rate", "vtbi", "vtbi_remaining"),
+    *("segment_volume", "total_volume", "time_programmed", "time_remaining", "dose_tbi", "dose_remaining", "segment_dose", "total_dose"),
+    *("dose_limit", "max_doses_h", "lockout", "reason"),
+)
+"""What of a message is kept in `detail` as it was sent."""
+
+_AHEAD = timedelta(minutes=1)
+"""A message that was sent so long before what it tells happened has a clock that is wrong: it anchors nothing."""
+
+
+Said = dict[str, Any]
+
+
+def _event(message: Message) -> Said:
+    """A PCD-10 message: one event."""
+    conditions = message.by_word.get("event", [])
+    if len(conditions) != 1:
+        raise UnreadableError("event", f"it tells {len(conditions)} events, not one")
+    name, code = named(conditions[0].fields[5], message.component)
+    known = name if name in EVENTS_BY_NAME else EVENT_OF_CODE.get(code, "")
+    if not known and (ABOUT_DELIVERY in name or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name)):
+        raise UnreadableError("event", "its event is not known, and may be one of delivery")
+    kind = EVENTS_BY_NAME.get(known, Kind.OTHER)
+    said: Said = {"kind": kind, "native_code": f"MDC_{known or name}"}
+    group = _event_group(message)
+    match kind:
+        case Kind.DELIVERY_START:
+            return said | _start(message, group)
+        case Kind.DELIVERY_STOP | Kind.DELIVERY_COMPLETE:
+            return said | _stop(message, group, kind)
+        case Kind.SETTINGS_CHANGE:
+            return said | {"lockout_s": message.amount(message.find("lockout", None), SECONDS)}
+        case Kind.CLOCK_CHANGE:
+            return said | {"reason": "loss"}
+    return said
+
+
+def _event_group(message: Message) -> tuple[str, ...] | None:
+    """The group (MDS.VMD.channel) that the event is of, where it is told and holds anything; else that of the active source."""
+    told = message.find("event_source", None)
+    if told is not None:
+        group = tuple("".join(told.fields[5].split()).split(".")[:3])
+        if any(one.group == group and one.metric != "0" for one in message.seen):
+            return group
+    active = message.tokens("sources", "pump-source-info-")
+    heads = [one.group for one in message.seen if len(active) == 1 and (source := _head(one)) is not None and source.value == active[0]]
+    return heads[0] if len(heads) == 1 else None
+
+
+def _head(one: Seen) -> Source | None:
+    """The source whose group this OBX is the head of."""
+    if one.metric != "0":
+        return None
+    match = SOURCE_HEAD.fullmatch(one.name)
+    return SOURCES.get(match[1].lower()) if match else DOSE_HEADS.get(one.word)
+
+
+def _source(message: Message, group: tuple[str, ...] | None) -> Source | None:
+    """The source of an event; none where the message does not say. Raises UnreadableError for one that there is not."""
+    head = next((source for one in message.seen if one.group == group and (source := _head(one)) is not None), None)
+    active = message.tokens("sources", "pump-source-info-", group)
+    if not active:
+        return head
+    if any(name not in SOURCES for name in active):
+        raise UnreadableError("source", "its source is not known")
+    if len(active) > 1 and (head is None or head.value not in active):
+        raise UnreadableError("source", "it tells several sources")
+    return SOURCES[active[0]] if len(active) == 1 else head
+
+
+def _start(message: Message, group: tuple[str, ...] | None) -> Said:
+    """A start must show that it is one, and whether it is KVO: IPEC asks for the delivery status in each."""
+    status = message.tokens("status", "pump-delivery-status-", group)
+    if len(status) != 1 or status[0] not in ("delivering", "kvo"):
+        raise UnreadableError("status", f"it is a start and its delivery status is {status[0] if len(status) == 1 else 'not told'}")
+    if message.tokens("infusing", "pump-status-", group) == ["not-infusing"]:
+        raise UnreadableError("status", "it is a start and the pump does not infuse")
+    source = _source(message, group) or Source.PRIMARY
+    own = message.find("rate", group, strict=True)
+    flow = message.find("flow", group) or own
+    rate = message.amount(flow, ML_H)
+    vtbi = message.amount(message.find("vtbi", group, strict=True), ML)
+    return {
+        "source": Source.KVO if status[0] == "kvo" else source,
+        "rate_ml_h": message.amount(own, ML_H) if rate is None else rate,
+        "programmed_ml": vtbi,
+        **_doses(message, group, "programmed_dose", "dose_tbi"),
+    }
+
+
+def _stop(message: Message, group: tuple[str, ...] | None, kind: Kind) -> Said:
+    """A stop or a completion; what has no source stops whatever runs."""
+    source = _source(message, group)
+    if kind is Kind.DELIVERY_COMPLETE and source is None:
+        raise UnreadableError("source", "it completes a delivery of no source")
+    said: Said = {
+        "source": source,
+        "volume_ml": message.amount(message.find("segment_volume", group), ML),
+        **_doses(message, group, "dose", "segment_dose"),
+    }
+    transitioning = message.tokens("status", "pump-delivery-status-", group) == ["transitioning"]
+    if kind is Kind.DELIVERY_STOP:
+        reasons = message.tokens("reason", "pump-stopped-", group)
+        said["reason"] = "transitioning" if transitioning else REASONS.get(reasons[0] if len(reasons) == 1 else "", "unknown")
+    return said
+
+
+def _doses(message: Message, group: tuple[str, ...] | None, column: str, word: str) -> Said:
+    """An amount of drug and a rate of it, where their units agree: one column holds the unit of both."""
+    amount = message.find(word, group, strict=True)
+    dose, unit = message.amount(amount, None), message.unit(amount)
+    said: Said = {column: dose, "dose_unit": unit} if dose is not None and unit else {}
+    rate = message.find("dose_rate", group, strict=True)
+    value = message.amount(rate, None)
+    what, _, per = message.unit(rate).rpartition("/")
+    if value is not None and what and per.lower() in PER_HOUR and said.get("dose_unit", what) == what:
+        said |= {"rate_dose_h": round(value * PER_HOUR[per.lower()], 9), "dose_unit": what}
+    return said
+
+
+def _alarm(message: Message) -> Said:
+    """A PCD-04 message: its start, its end, or something else about it."""
+    alarm = message.find("alarm", None)
+    if alarm is None:
+        raise UnreadableError("alarm", "it tells no alarm, or several", hole=False)
+    name, code = named(alarm.fields[5], message.component)
+    phase = message.find("phase", None)
+    told = "".join(phase.fields[5].replace(message.component, "").split()).lower() if phase else ""
+    kind = {"start": Kind.ALARM_RAISED, "end": Kind.ALARM_CLEARED}.get(told, Kind.OTHER)
+    said: Said = {"kind": kind, "native_code": f"MDC_{name}" if name else code}
+    if kind is not Kind.OTHER:
+        words = (word for word in name.split("_") if word in ALARM_WORDS)
+        said["alarm_class"] = ALARM_WORDS.get(next(words, ""), ALARM_OF_CODE.get(code, AlarmClass.OTHER))
+    if kind is Kind.ALARM_RAISED:
+        said["stops_delivery"] = False
+    return said
+
+
+def _snapshot(message: Message) -> Said:
+    return {"kind": Kind.OTHER, "native_code": "R01"}
+
+
+_READERS = {"R42": _event, "R40": _alarm, "R01": _snapshot}
+
+
+def _happened(message: Message) -> datetime | None:
+    """OBR-7; of an alarm the time (OBX-14) that one of its OBX gives."""
+    if message.trigger == "R40":
+        for word in ("alarm_source", "alarm"):
+            for one in message.by_word.get(word, []):
+                if one.fields[14].strip():
+                    return message.instant(one.fields[14])
+    return message.requested()
+
+
+def _detail(message: Message, said: Said) -> str:
+    detail: dict[str, Any] = {"sent": message.sent.isoformat() if message.sent else ""}
+    request = [*message.requests[0], *[""] * 4] if message.requests else [""] * 4
+    for name, value in (("order", request[2]), ("infusion", request[3]), ("version", message.version)):
+        if value:
+            detail[name] = message.text(message.part(value, 0))
+    for word in _TOLD:
+        if (one := message.find(word, None)) is not None:
+            value = one.fields[5].replace(message.component, " ").strip()
+            detail[word] = message.text(f"{value} {message.unit(one)}".strip())
+    if message.trigger == "R40":
+        for word in ("phase", "alarm_state", "inactivation", "priority", "alarm_type", "alarm_text", "alarm_source"):
+            if (one := message.find(word, None)) is not None:
+                detail[word] = message.text(one.fields[5].replace(message.component, " ").strip())
+    if said["native_code"] == "R01":
+        detail |= _shown(message)
+    return dump_detail(detail)
+
+
+def _shown(message: Message) -> dict[str, str]:
+    """What a snapshot shows to run: "nothing", "kvo", "delivery", or "something"; not told where several parts of the pump tell it."""
+    infusing = message.tokens("infusing", "pump-status-")
+    if infusing == ["not-infusing"]:
+        return {"shows": "nothing"}
+    if infusing != ["infusing"]:
+        return {}
+    parts = [part for one in message.by_word.get("status", []) for part in re.split(r"[^\w-]", one.fields[5].lower())]
+    told = {part.removeprefix("pump-delivery-status-") for part in parts}
+    return {"shows": "delivery" if "delivering" in told else "kvo" if "kvo" in told else "something"}
+
+
+def decode(capture: Capture) -> Decoded:
+    """Records, faults and anchors of one capture. `seq` of a fault is the UTC instant (ms) at which it stands: messages have no number."""
+    sha, zone = capture.sha256, zone_of(capture.anchor)
+    rows: list[Said] = []
+    faults: list[Said] = []
+    for offset, raw, wrong in messages_of(capture.data):
+        stood = {"capture": sha, "part": capture.part, "offset": offset, "pump_id": capture.pump_id, "log_epoch": 0}
+        try:
+            if wrong:
+                raise UnreadableError(wrong, WRONG[wrong])
+            rows.append(stood | _record(Message(raw, zone), capture.pump_id))
+        except UnreadableError as error:
+            own, _ = place_of(raw, zone)
+            before = utc_ms(rows[-1]["pump_time"]) if rows and own is None else None
+            hole = error.hole and capture.pump_id != UNKNOWN_PUMP
+            told = {"code": error.code, "message": str(error), "hole": hole, "raw": segments_of(raw)[2]}
+            faults.append(stood | told | {"seq": own, "after_seq": before, "rows": len(rows)})
+    for fault in faults:
+        behind = fault.pop("rows")
+        if fault["seq"] is None and behind < len(rows):
+            fault["before_seq"] = utc_ms(rows[behind]["pump_time"])
+        place = f"{fault['seq']}:{fault['after_seq']}:{fault.get('before_seq')}"
+        fault["fault_id"] = fault_id(capture.pump_id, fault["code"], place, fault["raw"])
+    anchors = [_anchor_row(row) for row in rows if row.pop("anchors")]
+    quarantined = table(FAULTS, faults) if faults else FAULTS.empty_table()
+    return Decoded(table(RECORDS, rows), quarantined, table(ANCHORS, anchors))
+
+
+def _record(message: Message, pump_id: str) -> Said:
+    """The row of one message. Raises UnreadableError."""
+    device = message.device()
+    if device is None and pump_id == UNKNOWN_PUMP:
+        raise UnreadableError("device", "it names no pump", hole=False)
+    if device is not None and f"{FAMILY}:{device}" != pump_id:
+        raise UnreadableError("pump", "it is of another pump than the capture", hole=False)
+    reader = _READERS.get(message.trigger)
+    if reader is None or message.type == "ACK":
+        raise UnreadableError("type", "it is no event, alarm or snapshot", hole=message.type != "ACK")
+    said = reader(message)
+    delivery = reader is _event
+    if not message.control:
+        raise UnreadableError("control_id", "it has no control id, so it cannot be told from its repetition", hole=delivery)
+    time = _happened(message)
+    if time is None:
+        raise UnreadableError("time", "it has no time with second and zone", hole=delivery)
+    said = {name: value for name, value in said.items() if value is not None}
+    return {
+        **said,
+        "record_key": key_of(message.sender, message.control),
+        "contiguous": False,
+        "pump_time": time,
+        "new_time": time if said["kind"] is Kind.CLOCK_CHANGE else None,
+        "detail": _detail(message, said),
+        "raw": message.raw,
+        "anchors": message.sent is None or time - message.sent <= _AHEAD,
+    }
+
+
+def _anchor_row(row: Said) -> Said:
+    time = row["pump_time"]
+    same = {name: row[name] for name in ("capture", "part", "pump_id", "log_epoch")}
+    return same | {"after": row["record_key"], "pump_clock": time, "utc": time.replace(tzinfo=UTC)}
