@@ -379,9 +379,9 @@ def _lay_out(one: Stretch) -> None:
 
 
 def bolus_start(placed: Placed) -> int:
-    """The elapsed second at which a bolus starts."""
+    """The elapsed second at which a bolus starts; nothing has a time before the first record of its stretch."""
     said = placed.event.said
-    return placed.named - (int(said.get("duration_s") or 0) if said.get("at") == "end" else 0)
+    return max(0, placed.named) - (int(said.get("duration_s") or 0) if said.get("at") == "end" else 0)
 
 
 # --- §4: what each slot is ------------------------------------------------------------------------------------------------------------
