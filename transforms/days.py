@@ -31,12 +31,8 @@ class Day:
         low, high = _bounds(self.row["date"], self.order)
         entries = []
         for span in self.spans:
-            begin = span.intervals[0]["from_ms"] if span.intervals else 0
-            for interval in span.intervals:
-                known = interval["from_utc"]
-                start = known if known is not None else span.start + interval["from_ms"] - begin
-                lasts = interval["to_ms"] - interval["from_ms"]
-                within = max(0, min(start + lasts, high) - max(start, low))
+            for interval, (start, stop) in zip(span.intervals, span.placed, strict=True):
+                within = max(0, min(stop, high) - max(start, low))
                 if within:
                     entries.append(
                         {

@@ -41,6 +41,8 @@ class Span:
     unknown: list[tuple[int, int]]
     intervals: list[dict[str, Any]]
     """Its rows of INTERVALS, times as UTC ms."""
+    placed: list[tuple[int, int]]
+    """Where each of them lies on this time line."""
     infusing_ms: int
     unknown_ms: int
 
@@ -99,19 +101,20 @@ def spans_of(facts: Facts, orders: Orders) -> list[Span]:
         if start is None:
             start = utc_ms(row["printed_start"], order.zone) if row["printed_start"] is not None else order.start_ms
         begin = intervals[0]["from_ms"] if intervals else 0
-        placed: dict[str, list[tuple[int, int]]] = {"infusing": [], "unknown": []}
+        of_class: dict[str, list[tuple[int, int]]] = {"infusing": [], "unknown": []}
+        placed: list[tuple[int, int]] = []
         lasting = {"infusing": 0, "unknown": 0}
         stop = start
         for interval in intervals:
             low, high = interval["from_ms"], interval["to_ms"]
             at = (interval["from_utc"], interval["to_utc"]) if timed else (start + low - begin, start + high - begin)
             stop = max(stop, at[1])
-            if interval["class"] in placed:
-                placed[interval["class"]].append(at)
+            placed.append(at)
+            if interval["class"] in of_class:
+                of_class[interval["class"]].append(at)
                 lasting[interval["class"]] += high - low
-        spans.append(
-            Span(row, order, start, stop, placed["infusing"], placed["unknown"], intervals, lasting["infusing"], lasting["unknown"])
-        )
+        infusing, unknown = of_class["infusing"], of_class["unknown"]
+        spans.append(Span(row, order, start, stop, infusing, unknown, intervals, placed, lasting["infusing"], lasting["unknown"]))
     return sorted(spans, key=lambda s: (s.order.patient_id, s.start, s.row["session_id"]))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from devices.errors import InputError
 from ingest.night import rule_sets
-from tests.kit import anchor, assembled, billed, capture, event, infusion, log, new_setup, numbered, orders
+from tests.kit import anchor, assembled, billed, capture, event, give, infusion, log, new_setup, numbered, orders
 from transforms import billing, ruleset, sessions
 
 
@@ -57,6 +57,15 @@ def test_per_diem_does_not_guess_a_code():
     given = log(*infusion(0, 60), known=orders(rule_set="per-diem", drug="treprostinil"))
     (line,) = given.rows("lines")
     assert (line["code"], line["state"], line["reasons"]) == ("", "hold", ["NO_CODE"])
+
+
+def test_a_ledger_adds_up_to_the_minutes_of_its_day_though_the_clock_drifts():
+    events = numbered([event(-5, "power_on"), *infusion(0, 600)])
+    first = capture(events[:1], anchor={**anchor(-5), "after_seq": 1})
+    given = give(first, capture(events, anchor=anchor(605, utc_minutes=604)), known=orders(rule_set="per-diem"))
+    (line,) = given.rows("lines")
+    assert line["minutes"] == 599
+    assert sum(entry["seconds"] for entry in line["ledger"] if entry["counted"]) // 60 == 599
 
 
 def test_an_open_session_holds_its_last_date_only_once_it_spans_a_day():
