@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +424,7 @@ def _by_pump(raw: pa.Table) -> Iterable[pa.Table]:
     raw = raw.sort_by("pump_id")
     pumps = raw["pump_id"].to_pylist()
     begins = [row for row, pump in enumerate(pumps) if row == 0 or pump != pumps[row - 1]]
-    for begin, end in zip(begins, [*begins[1:], len(pumps)], strict=True):
+    for begin, end in pairwise([*begins, len(pumps)]):
         yield raw.slice(begin, end - begin)
 
 

@@ -154,6 +154,8 @@ def _case(
     """An encounter as decisions are about it."""
     found = _lines(encounter, policies)
     holder = encounter.spans[0].row
+    initial = encounter.rules.rule("initial")
+    head = next((line["line_id"] for line in found if initial is not None and line["code"] == initial.code), None)
     return Case(
         encounter.encounter_id,
         tuple(span.row["session_id"] for span in encounter.spans),
@@ -175,6 +177,7 @@ def _case(
         causes=lambda code: causes(code, encounter, encounters, spans, doubts, orders),
         say=lambda reasons: _explanation(encounter, reasons),
         shaped=_shaped(encounter.spans, encounter.setups),
+        head=head,
         flags={
             code: {name: span.row[column] for name, column in (("pump_id", "pump_id"), ("session_id", "session_id"), ("time", "start"))}
             for span in reversed(encounter.spans)
@@ -242,6 +245,7 @@ def _lines(encounter: Encounter, policies: Mapping[str, str]) -> list[dict[str, 
             "service_date": day,
             "code": code,
             "units": n,
+            "revenue_codes": rules.revenue_of(code),
             "minutes": minutes,
         }
         for day, minutes, units in told

@@ -50,7 +50,10 @@ SAYS: dict[str, tuple[str, str]] = {
     "SECOND_96371": ("Two or more further set-ups count, but only one is billed.", "Nothing, if that is right."),
     "SITE_CHANGE_NO_PUMP_SETUP": ("A new site was made without a pump set-up.", "Check the visit record."),
     "POSSIBLE_SITE_CHANGE": ("A further set-up may have had a new site.", "Confirm the site from the visit record."),
-    "ADDON_WITHOUT_INITIAL": ("A further set-up counts, but there is no initial hour.", "Nothing is billed for it."),
+    "ADDON_WITHOUT_INITIAL": (
+        "A further code stands without its initial hour.",
+        "Nothing is billed for it; decide on the initial line first.",
+    ),
     "SITE_DWELL_LONG": ("More than 72 hours on one site.", "Check whether a site change was not recorded."),
     "RATE_ABOVE_THERAPY_LIMIT": ("A rate above what this therapy usually allows.", "Check the programme and the order's drug."),
     "DELIVERED_GT_DEMANDED": ("More patient boluses than granted demands.", "Check the log for missing records."),

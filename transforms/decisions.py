@@ -33,6 +33,8 @@ ANSWERS: Mapping[str, str] = {SITE: "POSSIBLE_SITE_CHANGE", STOP: "NO_STOP", CLO
 """The code whose item such a decision answers."""
 
 REVIEWER_HOLD, DECISION_LAPSED, AMENDED = "REVIEWER_HOLD", "DECISION_LAPSED", "AMENDED_AFTER_RELEASE"
+HEADLESS = "ADDON_WITHOUT_INITIAL"
+"""Holds what only goes with a line that a reviewer holds or voids."""
 ALWAYS_HOLD = frozenset((REVIEWER_HOLD, DECISION_LAPSED, AMENDED))
 """Codes that hold whatever the rule set lists: people and releases are no matter of a payer's rules."""
 
@@ -306,8 +308,8 @@ class Case:
 
     `codes` is what was found of it, `holding` what its rule set holds on, `lines` are without reasons and state until they are
     settled. `causes` gives what else than its own evidence makes a code hold, `say` the sentence of its lines for their reasons.
-    `about` are the columns of WORKLIST that its items share, `flags` those that differ for a code that a session
-    has. An encounter that is no more, of which lines were released, has no lines.
+    `about` are the columns of WORKLIST that its items share, `flags` those that differ for a code that a session has. `head` is the line
+    without which its others are nothing. An encounter that is no more, of which lines were released, has no lines.
     """
 
     encounter_id: str
@@ -321,6 +323,7 @@ class Case:
     say: Callable[[list[str]], str] = lambda reasons: ""
     shaped: set[str] = field(default_factory=set)
     flags: Mapping[str, _Row] = field(default_factory=dict)
+    head: str | None = None
     cleared: dict[str, Decision] = field(default_factory=dict)
     lapsed: dict[str, Decision] = field(default_factory=dict)
     notes: list[Decision] = field(default_factory=list)
@@ -359,6 +362,12 @@ class Case:
             line["explanation"] = self.say(line["reasons"])
             cleared = {decision.decision_id for code, decision in self.cleared.items() if code in own}
             line["decisions"] = sorted(self.shaped | cleared | self._rests.get(line["line_id"], set()))
+        head = next((line for line in self.lines if line["line_id"] == self.head), None)
+        for line in self.lines:
+            if head is not None and line["state"] == "ready" and head["state"] != "ready":
+                line["state"], line["reasons"] = "hold", [HEADLESS]
+                line["explanation"] = self.say(line["reasons"])
+                line["decisions"] = sorted({*line["decisions"], *head["decisions"]})
 
 
 class Review:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import cache
@@ -45,6 +45,8 @@ class LineRule:
     units: int = 0
     units_after_minutes: int = 0
     minutes_per_unit: int = 0
+    revenue_codes: Sequence[str] | None = None
+    """Where they differ from those of the rule set."""
 
     def units_for(self, minutes: int) -> int:
         """Units for whole minutes of infusion; 0 outside its band."""
@@ -116,6 +118,11 @@ class RuleSet:
     def units(self, minutes: int) -> dict[str, int]:
         """Role or code → units for whole minutes, set-ups apart."""
         return {rule.code: n for rule in self.lines if rule.role != "setup" and (n := rule.units_for(minutes))}
+
+    def revenue_of(self, code: str) -> list[str]:
+        """The revenue codes that a code is named with."""
+        own = next((rule.revenue_codes for rule in self.lines if rule.code == code), None)
+        return list(self.revenue_codes if own is None else own)
 
     def rule(self, role: str) -> LineRule | None:
         """The rule with this role."""

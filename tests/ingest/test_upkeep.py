@@ -28,6 +28,14 @@ def test_a_lake_that_was_let_alone_verifies(lake):
     assert upkeep.verify(lake) == []
 
 
+def test_a_lake_with_buckets_of_no_pump_verifies(tmp_path):
+    root = tmp_path / "many"
+    night.open_lake(root, buckets=8)
+    put(root, [FIRST])
+    night.nightly(root, orders_file=order_file(tmp_path))
+    assert upkeep.verify(root) == []
+
+
 def test_a_changed_byte_is_found(lake):
     path = next((lake / "sessions").rglob("*.parquet"))
     data = bytearray(path.read_bytes())

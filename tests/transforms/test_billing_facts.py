@@ -112,6 +112,11 @@ def test_insulin_makes_no_line(drug, code):
     assert code in given.codes()
 
 
+def test_an_injection_is_named_with_no_revenue_code_of_the_infusion():
+    assert [line["revenue_codes"] for line in log(*infusion(0, 10)).rows("lines")] == [[]]
+    assert [line["revenue_codes"] for line in log(*infusion(0, 20)).rows("lines")] == [["0450", "0510", "0760"]]
+
+
 def test_another_route_makes_no_line():
     from tests.kit import orders
 

@@ -475,14 +475,24 @@ def test_a_new_cause_opens_what_was_cleared_and_the_item_says_so(code):
 def test_hold_and_void_are_about_the_line_that_was_named():
     one = desk(*infusion(0, 95))
     first, second = sorted(one.lines(), key=lambda line: line["code"])
-    held = one.line("hold", first)
+    held = one.line("hold", second)
     assert {line["code"]: (line["state"], line["reasons"]) for line in one.lines()} == {
-        "96369": ("hold", ["REVIEWER_HOLD"]), "96370": ("ready", []),
+        "96369": ("ready", []), "96370": ("hold", ["REVIEWER_HOLD"]),
     }  # fmt: skip
-    one.line("void", second)
-    assert {line["code"]: line["state"] for line in one.lines()} == {"96369": "hold", "96370": "void"}
+    one.line("void", first)
+    assert {line["code"]: line["state"] for line in one.lines()} == {"96369": "void", "96370": "hold"}
     one.undo(held)
-    assert {line["code"]: line["state"] for line in one.lines()} == {"96369": "ready", "96370": "void"}
+    assert {line["code"]: line["state"] for line in one.lines()} == {"96369": "void", "96370": "hold"}
+
+
+@pytest.mark.parametrize("action", ["hold", "void"])
+def test_what_only_goes_with_the_initial_hour_waits_for_it(action):
+    one = desk(*infusion(0, 95))
+    first, _ = sorted(one.lines(), key=lambda line: line["code"])
+    stopped = one.line(action, first)
+    assert [(line["state"], line["reasons"]) for line in one.lines(code="96370")] == [("hold", ["ADDON_WITHOUT_INITIAL"])]
+    one.undo(stopped)
+    assert one.given.states() == {"ready"}
 
 
 def test_a_void_of_an_encounter_voids_all_its_lines():
