@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -34,6 +34,7 @@ from devices.contract import (
     Sheet,
     Source,
     Target,
+    anchor_row,
     dump_detail,
     fault_id,
     table,
@@ -357,18 +358,7 @@ class _Reader:
         read = read or self.capture.anchor
         if read is None or (after := read.after or self.last_key) is None:
             return
-        self.anchors.append(
-            {
-                "capture": self.sha,
-                "pump_id": self.capture.pump_id,
-                "log_epoch": self.epoch,
-                "part": self.capture.part,
-                "after": after,
-                "pump_clock": read.pump_clock,
-                "utc": read.utc.astimezone(UTC),
-                "round_trip_ms": read.round_trip_ms,
-            }
-        )
+        self.anchors.append(anchor_row(self.capture, read, after, sha256=self.sha, log_epoch=self.epoch))
 
 
 def _lines(data: bytes) -> tuple[Sequence[int], list[bytes]]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -398,6 +398,20 @@ class Event:
 def views(table: pa.Table) -> list[Event]:
     """The rows of a table as `Event` views."""
     return [Event(row) for row in table.to_pylist()]
+
+
+def anchor_row(capture: Capture, anchor: Anchor, after: str | None, *, sha256: str | None = None, log_epoch: int = 0) -> dict[str, Any]:
+    """The row of ANCHORS of an anchor that a capture tells; `sha256` where the capture's is at hand."""
+    return {
+        "capture": capture.sha256 if sha256 is None else sha256,
+        "pump_id": capture.pump_id,
+        "log_epoch": log_epoch,
+        "part": capture.part,
+        "after": after,
+        "pump_clock": anchor.pump_clock,
+        "utc": anchor.utc.astimezone(UTC),
+        "round_trip_ms": anchor.round_trip_ms,
+    }
 
 
 def fault_id(pump_id: str, code: str, place: str, raw: bytes) -> str:

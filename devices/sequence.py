@@ -24,6 +24,33 @@ def key_of(log_epoch: int, seq: int) -> str:
     return f"{log_epoch}:{seq}"
 
 
+Range = tuple[int, int]
+"""Numbers from one to another, both in."""
+
+
+def runs_of(numbers: Iterable[int]) -> list[Range]:
+    """Numbers as ranges without holes, in order."""
+    runs: list[Range] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def without(whole: Range, known: Iterable[Range]) -> list[Range]:
+    """What a range has that none of the known ones has, in order."""
+    first, last = whole
+    found = []
+    for low, high in sorted(known):
+        if low <= high and low <= last:
+            if low > first:
+                found.append((first, low - 1))
+            first = max(first, high + 1)
+    return [*found, (first, last)] if first <= last else found
+
+
 def keys_of(log_epochs: pa.Array, seqs: pa.Array) -> pa.Array:
     """The record keys of numbered records."""
     return pc.binary_join_element_wise(log_epochs.cast(pa.string()), seqs.cast(pa.string()), ":")

@@ -118,7 +118,7 @@ def take_orders(root: Path, path: Path | None = None, *, none_meant: bool = Fals
     lake = open_lake(root)
     source = path or settings.load(root).orders
     if source is None:
-        return _orders(lake)
+        return orders_of(lake)
     try:
         data = source.read_bytes()
         text = data.decode()
@@ -136,7 +136,8 @@ def take_orders(root: Path, path: Path | None = None, *, none_meant: bool = Fals
     return found
 
 
-def _orders(lake: Lake) -> Orders:
+def orders_of(lake: Lake) -> Orders:
+    """The orders in force."""
     terms = lake.current(_TERMS, 0)
     return _parsed(lake.root, terms.inputs["orders"]) if terms else Orders(())
 
@@ -213,7 +214,7 @@ def _pump_inputs(lake: Lake, bucket: int) -> dict[str, str]:
     shas: dict[str, list[str]] = {}
     for row in found:
         shas.setdefault(row["pump_id"], []).append(row["sha256"])
-    known, policy, decided = _orders(lake), asdict(settings.load(lake.root).facts), _shaping(in_force(lake))
+    known, policy, decided = orders_of(lake), asdict(settings.load(lake.root).facts), _shaping(in_force(lake))
     return {
         _PUMP + pump: _hash(code_version(), policy, known.of_pump(pump), sorted(mine), _ids(decided.get(pump, ())))
         for pump, mine in sorted(shas.items())
@@ -262,7 +263,7 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
         for name, schema in CONSOLIDATED.items():
             old = lake.read(name, schema, buckets=[bucket])
             derived[name].append(old.filter(pc.is_in(old["pump_id"], value_set=kept)))
-        known, policy, decided = _orders(lake), settings.load(root).facts, _shaping(in_force(lake))
+        known, policy, decided = orders_of(lake), settings.load(root).facts, _shaping(in_force(lake))
         for found in _derive(lake.raw(bucket, due), known, policy, decided):
             for name, rows in found.items():
                 derived[name].append(rows)
@@ -274,7 +275,7 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
 def derived_anew(root: Path, bucket: int) -> dict[str, pa.Table]:
     """The tables of a bucket as its captures give them now, all of them, without publishing anything."""
     lake = open_lake(root)
-    known, policy, decided = _orders(lake), settings.load(root).facts, _shaping(in_force(lake))
+    known, policy, decided = orders_of(lake), settings.load(root).facts, _shaping(in_force(lake))
     derived: dict[str, list[pa.Table]] = {name: [schema.empty_table()] for name, schema in CONSOLIDATED.items()}
     for found in _derive(lake.raw(bucket), known, policy, decided):
         for name, rows in found.items():
@@ -491,7 +492,7 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
     """Derives lines, days and worklist of the patients of a bucket whose inputs changed, and publishes the bucket."""
     lake = open_lake(root)
     with lake.lock("bill", bucket):
-        known, decided, taken = _orders(lake), in_force(lake), people.released(lake)
+        known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
         unsynced = _unsynced(lake, bucket, known, decided)
         inputs = _bill_inputs(lake, bucket, known, unsynced, decided, taken)
         current = lake.current("bill", bucket)
@@ -608,7 +609,7 @@ def _unsynced(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision
 def stale(root: Path) -> bool:
     """Whether something was received, ordered, decided or released that the tables do not show yet."""
     lake = open_lake(root)
-    known, decided, taken = _orders(lake), in_force(lake), people.released(lake)
+    known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
     for bucket in range(lake.buckets):
         current = lake.current("bill", bucket)
         inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
@@ -635,12 +636,7 @@ def shown_at_once(root: Path, pump: str | None = None) -> bool:
 def base_of(lake: Lake, pump: str) -> sessions.Facts:
     """The facts of a pump as its captures give them without any decision."""
     raw = lake.raw(lake.bucket_of(pump), [pump])
-    return facts_of(assembled(pump, captures(raw)), _orders(lake), settings.load(lake.root).facts)[1]
-
-
-def orders_of(lake: Lake) -> Orders:
-    """The orders in force."""
-    return _orders(lake)
+    return facts_of(assembled(pump, captures(raw)), orders_of(lake), settings.load(lake.root).facts)[1]
 
 
 def _ms(moment: datetime) -> int:

@@ -179,7 +179,7 @@ def _case(
         shaped=_shaped(encounter.spans, encounter.setups),
         head=head,
         flags={
-            code: {name: span.row[column] for name, column in (("pump_id", "pump_id"), ("session_id", "session_id"), ("time", "start"))}
+            code: {"pump_id": span.row["pump_id"], "session_id": span.row["session_id"], "time": span.row["start"]}
             for span in reversed(encounter.spans)
             for code in span.row["flags"]
         },
@@ -225,19 +225,17 @@ def _lines(encounter: Encounter, policies: Mapping[str, str]) -> list[dict[str, 
     rules = encounter.rules
     if "NOT_IN_FORCE" in encounter.codes or not encounter.eligible:
         return []
-    if rules.basis == "evidence":
-        told = [(encounter.date, encounter.minutes, {"": 0})]
-    elif rules.policies.midnight == "start_date":
-        told = [(encounter.date, encounter.minutes, encounter.units)]
-    else:
+    split = rules.basis != "evidence" and rules.policies.midnight != "start_date"
+    if split:
         told = list(split_by_day(encounter))
+    else:
+        told = [(encounter.date, encounter.minutes, {"": 0} if rules.basis == "evidence" else encounter.units)]
     same = {
         **_common(encounter.spans, encounter.order, rules, policies),
         "encounter_id": encounter.encounter_id,
         "ledger": [_entry(span, interval) for span in encounter.spans for interval in span.intervals],
         "event_ids": _events(encounter.spans, encounter.setups),
     }
-    split = rules.basis != "evidence" and rules.policies.midnight != "start_date"
     return [
         {
             **same,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC
 from itertools import accumulate, pairwise
 from math import isnan
 from typing import Any
@@ -15,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from devices import sequence
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, Decoded, dump_detail, fault_id, parted, table
-from devices.ids.lines import numbers_of, part_of, read_lines, runs_of, without
+from devices.contract import ANCHORS, FAULTS, RECORDS, Capture, Decoded, anchor_row, dump_detail, fault_id, parted, table
+from devices.ids.lines import numbers_of, part_of, read_lines
 from devices.ids.records import (
     AMOUNT,
     ANNUNCIATION,
@@ -193,7 +192,7 @@ class _Decoder:
                 why = "the clock was read behind no record"
                 faults.append(self._fault(0, b"", "anchor", why, None, (None, None)) | {"hole": False})
             else:
-                anchors.append(_anchor_row(self.capture, anchor, behind))
+                anchors.append(anchor_row(self.capture, anchor, behind))
         for fault in faults:
             at = f"0:{fault['seq']}:{fault['after_seq']}:{fault['before_seq']}"
             fault["fault_id"] = fault_id(self.capture.pump_id, fault["code"], at, fault["raw"])
@@ -334,19 +333,6 @@ class _Places:
         return after, int(self._seqs[at]) if at < len(self._rows) else self._last
 
 
-def _anchor_row(capture: Capture, anchor: Anchor, after: str) -> dict[str, Any]:
-    return {
-        "capture": capture.sha256,
-        "pump_id": capture.pump_id,
-        "log_epoch": 0,
-        "part": capture.part,
-        "after": after,
-        "pump_clock": anchor.pump_clock,
-        "utc": anchor.utc.astimezone(UTC),
-        "round_trip_ms": anchor.round_trip_ms,
-    }
-
-
 def decode(capture: Capture) -> Decoded:
     """Records, faults and the anchor of one capture. `offset` is a line number, `native_ms` the record's own offset in ms."""
     return _Decoder(capture).decoded()
@@ -371,9 +357,9 @@ def split(capture: Capture, size: int) -> list[Capture]:
         [seq for seq in decode(piece).records["seq"].drop_null().to_pylist() if any(low <= seq <= high for low, high in named)]
         for piece in pieces
     ]
-    there = runs_of(seq for seqs in has for seq in seqs)
-    ranges = [runs_of(seqs) for seqs in has]
-    empty = [left for one in named for left in without(one, there)]
+    there = sequence.runs_of(seq for seqs in has for seq in seqs)
+    ranges = [sequence.runs_of(seqs) for seqs in has]
+    empty = [left for one in named for left in sequence.without(one, there)]
     ranges[0] = [(named[0][0], named[0][0]), *empty, *ranges[0]]
     ranges[-1] = [*ranges[-1], (named[-1][1], named[-1][1])]
     return [replace(piece, part=part_of(mine)) for piece, mine in zip(pieces, ranges, strict=True)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from devices import sequence
 from devices.contract import Anchor, Capture
 from devices.errors import InputError
 from devices.ids.records import HEAD, STANDARD, VENDOR
@@ -164,42 +165,14 @@ def read_files(
 
 _RANGES = re.compile(r"\d+-\d+(,\d+-\d+)*")
 
-Range = tuple[int, int]
-"""First and last number, both in it."""
 
-
-def numbers_of(part: str | None) -> list[Range]:
+def numbers_of(part: str | None) -> list[sequence.Range]:
     """The ranges that a capture's part names; none where it is something else."""
     if part is None or not _RANGES.fullmatch(part):
         return []
     return [(int(low), int(high)) for low, _, high in (one.partition("-") for one in part.split(","))]
 
 
-def runs_of(numbers: Iterable[int]) -> list[Range]:
-    """Numbers as ranges, in order."""
-    runs: list[Range] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    return runs
-
-
-def without(whole: Range, known: Iterable[Range]) -> list[Range]:
-    """What of a range is in none of the known ones, in order."""
-    left, at = [], whole[0]
-    for low, high in sorted(known):
-        if low > at:
-            left.append((at, min(low - 1, whole[1])))
-        at = max(at, high + 1)
-        if at > whole[1]:
-            break
-    if at <= whole[1]:
-        left.append((at, whole[1]))
-    return [one for one in left if one[0] <= one[1]]
-
-
-def part_of(ranges: Iterable[Range]) -> str | None:
+def part_of(ranges: Iterable[sequence.Range]) -> str | None:
     """The part of a capture that holds these numbers; none where it holds none."""
     return ",".join(f"{low}-{high}" for low, high in ranges) or None

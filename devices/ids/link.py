@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from devices import sequence
 from devices.contract import Anchor, Capture, CaptureHead
 from devices.dialogue import Ask, Dialogue, Got, Note, Reply, Step, Summary
 from devices.errors import InputError, LinkError, PumpError
 from devices.ids.columns import has_wide_amounts
-from devices.ids.lines import Range, line_of, numbers_of, part_of, runs_of, values_of, without
+from devices.ids.lines import line_of, numbers_of, part_of, values_of
 from devices.ids.records import CRC, HEAD, LOST, VENDOR, maker_of, model_of, profile_of
 from devices.ids.sheet import FAMILY
 from devices.ids.values import crc16, times_of
@@ -131,7 +132,7 @@ class _Download:
     `maker`: the profile but for E2E-CRC, empty until it is known; `held` is what cannot be read before.
     """
 
-    def __init__(self, pump_id: str, model: str | None, known: Sequence[Range]) -> None:
+    def __init__(self, pump_id: str, model: str | None, known: Sequence[sequence.Range]) -> None:
         self.pump_id, self.known = pump_id, known
         self.maker, self.crc = maker_of(model), profile_of(model).crc
         self.held: list[tuple[Sequence[bytes], str | None, Anchor | None]] = []
@@ -152,7 +153,7 @@ class _Download:
         first = yield from self._oldest(last, count.count)
         if count.code == _SUCCESS and count.count < last - first + 1:
             yield Note(f"the pump has {count.count} records of the numbers {first} to {last}")
-        missing = without((first, last), [*self.known, (last, last)])
+        missing = sequence.without((first, last), [*self.known, (last, last)])
         self.total = sum(high - low + 1 for low, high in missing)
         for low, high in reversed(missing):
             for top in range(high, low - 1, -_PAGE):
@@ -338,14 +339,14 @@ class _Download:
         fruitless, heard = 0, True
         while wanted and fruitless < _TRIES:
             before = len(wanted)
-            for run in runs_of(wanted):
+            for run in sequence.runs_of(wanted):
                 answered = yield from self._exchange(racp_request(REPORT, _RANGE, *run), f"reading records {run[0]} to {run[1]}", _PAGE_S)
                 numbered = {value: self._number(value) for value in answered.values}
                 kept = [value for value, seq in numbered.items() if seq is None or seq == LOST or run[0] <= seq <= run[1]]
                 came = {seq for value in kept if (seq := numbered[value]) is not None and seq != LOST}
                 lost_alone = not came and LOST in numbered.values()
                 if kept:
-                    runs = runs_of(came) or ([run] if lost_alone else [])
+                    runs = sequence.runs_of(came) or ([run] if lost_alone else [])
                     yield from self._keep(kept, part_of(runs))
                 wanted -= came
                 heard = answered.code is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -104,20 +104,9 @@ def read_files(
         )
     (pump,), (time,) = told, times
     captures = []
-    for first, last in _runs(records):
+    for first, last in sequence.runs_of(records):
         data = b"".join(records[number] for number in range(first, last + 1))
         part = Part(epoch=0, first=first, last=last, check=check, time=time, end=data[-SIZE:])
         placed = anchor and replace(anchor, after=anchor.after or sequence.key_of(0, max(records)))
         captures.append(Capture(data=data, family=FAMILY, pump_id=pump, model=model, part=str(part), anchor=placed))
     return captures
-
-
-def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Numbers as ranges without holes, both ends in."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found

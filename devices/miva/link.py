@@ -257,7 +257,7 @@ def download(pump_id: str, known: Iterable[CaptureHead], *, model: str | None = 
             base = (head - length) % RING
             look = replace(look, tail=base, head=base + length)
     read = [(part.first, part.last) for part in parts if part.epoch == reader.epoch]
-    wanted = _without((look.tail, look.head), read)
+    wanted = sequence.without((look.tail, look.head), read)
     for _ in range(_ROUNDS):
         reader.total += sum(last - first + 1 for first, last in wanted)
         seen = look.head
@@ -278,15 +278,3 @@ def download(pump_id: str, known: Iterable[CaptureHead], *, model: str | None = 
         clock_offset_s=offset,
         complete=reader.complete and look.head == seen,
     )
-
-
-def _without(whole: tuple[int, int], known: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What a range has that none of the known ones has, as ranges; both ends are in."""
-    first, last = whole
-    found = []
-    for low, high in sorted(known):
-        if low <= high and low <= last:
-            if low > first:
-                found.append((first, low - 1))
-            first = max(first, high + 1)
-    return [*found, (first, last)] if first <= last else found

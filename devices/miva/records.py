@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from devices.contract import (
     Decoded,
     Kind,
     Source,
+    anchor_row,
     dump_detail,
     fault_id,
     table,
@@ -313,17 +313,8 @@ def _unplaced(capture: Capture, part: Part | None, message: str) -> pa.Table:
 def _anchor_rows(capture: Capture, part: Part) -> pa.Table:
     if (anchor := capture.anchor) is None:
         return table(ANCHORS, [])
-    row = {
-        "capture": capture.sha256,
-        "pump_id": capture.pump_id,
-        "log_epoch": part.epoch,
-        "part": capture.part,
-        "after": anchor.after or sequence.key_of(part.epoch, part.last),
-        "pump_clock": anchor.pump_clock,
-        "utc": anchor.utc.astimezone(UTC),
-        "round_trip_ms": anchor.round_trip_ms,
-    }
-    return table(ANCHORS, [row])
+    after = anchor.after or sequence.key_of(part.epoch, part.last)
+    return table(ANCHORS, [anchor_row(capture, anchor, after, log_epoch=part.epoch)])
 
 
 def _binary(data: bytes) -> pa.Array:

@@ -13,7 +13,6 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
-from datetime import UTC
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, Decoded, fault_id, joined, table
+from devices.contract import ANCHORS, FAULTS, RECORDS, Capture, Decoded, anchor_row, fault_id, joined, table
 from devices.paradigm.records import CODES, LAYOUTS, READ_BYTES, REWRITTEN, Ints, Layout, Mask, date_ms, layout_of, time_ms
 
 PAGE_SIZE = 1024
@@ -104,7 +103,8 @@ def _decoded(captures: Sequence[Capture]) -> Decoded:
     found = _Found(captures)
     hashes = [capture.sha256 for capture in captures]
     faults = [_fault_row(captures[nth], hashes[nth], why) for nth, why in sorted(found.bad.items())]
-    anchors = [_anchor_row(one, sha256, one.anchor) for one, sha256 in zip(captures, hashes, strict=True) if one.anchor is not None]
+    told = [(one, one.anchor, sha256) for one, sha256 in zip(captures, hashes, strict=True) if one.anchor is not None]
+    anchors = [anchor_row(one, anchor, anchor.after, sha256=sha256) for one, anchor, sha256 in told]
     return Decoded(
         _columns(found, hashes) if len(found.nth) else _NOTHING.records,
         table(FAULTS, faults) if faults else _NOTHING.faults,
@@ -124,19 +124,6 @@ def _fault_row(capture: Capture, sha256: str, bad: _BadPageError) -> dict[str, A
         "message": str(bad),
         "hole": True,
         "raw": capture.data,
-    }
-
-
-def _anchor_row(capture: Capture, sha256: str, anchor: Anchor) -> dict[str, Any]:
-    return {
-        "capture": sha256,
-        "pump_id": capture.pump_id,
-        "log_epoch": 0,
-        "part": capture.part,
-        "after": anchor.after,
-        "pump_clock": anchor.pump_clock,
-        "utc": anchor.utc.astimezone(UTC),
-        "round_trip_ms": anchor.round_trip_ms,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from devices import sequence
-from devices.contract import ANCHORS, FAULTS, RECORDS, Anchor, Capture, Decoded, Kind, fault_id, table
+from devices.contract import ANCHORS, FAULTS, RECORDS, Capture, Decoded, Kind, anchor_row, fault_id, table
 from devices.tandem.events import AMOUNT, EVENTS, FLOAT_MAX, SAYS, SIGNED, Event, Fields, Said
 from devices.tandem.frames import SIZE, Cut, cut_of
 
@@ -87,7 +86,7 @@ def decode(capture: Capture) -> Decoded:
         if after is None:
             faults.append({"offset": 0, "code": "anchor", "message": "the clock was read behind no record", "hole": False, "raw": b""})
         else:
-            anchors.append(_anchor_row(capture, sha, capture.anchor, after))
+            anchors.append(anchor_row(capture, capture.anchor, after, sha256=sha))
     for fault in faults:
         place = f"0:{fault.get('seq')}:{fault.get('after_seq')}:{fault.get('before_seq')}"
         fault |= {"capture": sha, "part": capture.part, "pump_id": capture.pump_id, "log_epoch": 0}
@@ -121,19 +120,6 @@ def _newest(seqs: Ints, faults: Sequence[Mapping[str, Any]]) -> str | None:
     highest = int(seqs.max())
     beyond = sum(max(1, len(f["raw"]) // SIZE) for f in faults if f.get("after_seq") == highest and f.get("before_seq") is None)
     return sequence.key_of(0, highest + beyond)
-
-
-def _anchor_row(capture: Capture, sha: str, anchor: Anchor, after: str) -> dict[str, Any]:
-    return {
-        "capture": sha,
-        "pump_id": capture.pump_id,
-        "log_epoch": 0,
-        "part": capture.part,
-        "after": after,
-        "pump_clock": anchor.pump_clock,
-        "utc": anchor.utc.astimezone(UTC),
-        "round_trip_ms": anchor.round_trip_ms,
-    }
 
 
 def _raw(cut: Cut, here: Ints) -> pa.Array:
