@@ -22,7 +22,7 @@ from __future__ import annotations
 from devices.pcd.files import read_files, recognise, split
 from devices.pcd.frames import Frames, answer, framed, unframed
 from devices.pcd.log import assemble
-from devices.pcd.records import decode
+from devices.pcd.records import decode, decode_all
 from devices.pcd.sheet import SHEET
 
-__all__ = ["SHEET", "Frames", "answer", "assemble", "decode", "framed", "read_files", "recognise", "split", "unframed"]
+__all__ = ["SHEET", "Frames", "answer", "assemble", "decode", "decode_all", "framed", "read_files", "recognise", "split", "unframed"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from devices.contract import Anchor, Capture, parted
 from devices.pcd.frames import BETWEEN, begin_of, messages_of
-from devices.pcd.messages import Message, UnreadableError, zone_of
+from devices.pcd.messages import Reader, UnreadableError, zone_of
 from devices.pcd.records import decode
 from devices.pcd.sheet import FAMILY, UNKNOWN_PUMP
 
@@ -24,14 +24,14 @@ def read_files(
 
     `anchor` gives times that have no zone theirs.
     """
-    zone = zone_of(anchor)
+    zone, reader = zone_of(anchor), Reader()
     captures = []
     for _, data in files:
         found = list(messages_of(data))
         begins = [0, *(begin_of(data, offset) for offset, _, _ in found[1:])]
         for (_, raw, _), begin, end in zip(found, begins, [*begins[1:], len(data)], strict=False):
             try:
-                device = Message(raw, zone).device()
+                device = reader.message(raw, zone).device()
             except UnreadableError:
                 device = None
             named = f"{FAMILY}:{device}" if device else pump_id or UNKNOWN_PUMP

@@ -12,7 +12,9 @@ from typing import Any
 
 _VT, _FS, _CR = b"\x0b", b"\x1c", b"\r"
 _HEADER = re.compile(rb"MSH[^\w\s]")
-_USUAL = re.compile(rb"\|\^~\\&\|")
+_SEPARATED = b"|^~\\&|"
+_USUAL_HEADER = b"MSH" + _SEPARATED
+_USUAL = re.compile(re.escape(_SEPARATED))
 _LINE_ENDS = b"\r\n\x0b\x1c"
 _BATCH = frozenset({"FHS", "BHS", "BTS", "FTS"})
 _PATIENT = frozenset({"PID", "PD1", "NK1", "PV1", "PV2", "GT1", "IN1", "IN2", "NTE"})
@@ -23,6 +25,8 @@ _BLANK = b"\r\n\t \x0b\x1c"
 BETWEEN = _BLANK + b"\xef\xbb\xbf"
 _INDENT = b" \t\xef\xbb\xbf"
 SEPARATORS = "^~\\&"
+MOST_KEPT = 4096
+"""So many lines that were read are kept, not to be read again: far more than come in every message of some hundred pumps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +78,54 @@ def answer(message: bytes, *, accepted: bool, at: datetime, why: str = "") -> by
 
 
 def segments_of(raw: bytes) -> tuple[list[list[str]], str, bytes]:
-    """The segments of a message as fields, its field separator, and its bytes; without those about the patient.
+    """The segments of a message as fields, its field separator, and its bytes; without those about the patient."""
+    separator = separator_of(raw)
+    lines, kept = Lines(separator).of(raw)
+    return [line.split(separator) for line in lines], separator, kept
 
-    A line that does not begin as a segment does is the rest of the one before, which was wrapped.
+
+def separator_of(raw: bytes) -> str:
+    """What separates the fields of a message: the byte behind its MSH."""
+    return raw[3:4].decode("latin-1") if raw.startswith(b"MSH") and len(raw) > 3 else "|"
+
+
+class Lines(dict[bytes, tuple[str, bool, bool]]):
+    """The lines of messages with one field separator, each looked at once, for most come again in the next message.
+
+    Of each: its text, whether a segment begins with it, and whether that one is about the patient.
     """
-    separator = raw[3:4].decode("latin-1") if raw.startswith(b"MSH") and len(raw) > 3 else "|"
-    begins = _begins(separator)
-    lines: list[str] = []
-    kept: list[bytes] = []
-    left_out = False
-    for piece in raw.splitlines(keepends=True):
-        line = piece.decode("utf-8", "replace").strip()
-        if begins(line):
-            left_out = line[:3] in _PATIENT
+
+    def __init__(self, separator: str) -> None:
+        super().__init__()
+        self._begins = _begins(separator)
+
+    def __missing__(self, piece: bytes) -> tuple[str, bool, bool]:
+        text = piece.decode("utf-8", "replace").strip()
+        begins = self._begins(text) is not None
+        if len(self) >= MOST_KEPT:
+            self.clear()
+        found = self[piece] = text, begins, begins and text[:3] in _PATIENT
+        return found
+
+    def of(self, raw: bytes) -> tuple[list[str], bytes]:
+        """The segments of a message as text, and its bytes; without those about the patient.
+
+        A line that does not begin as a segment does is the rest of the one before, which was wrapped.
+        """
+        lines: list[str] = []
+        kept: list[bytes] = []
+        left_out = False
+        for piece in raw.splitlines(keepends=True):
+            text, begins, is_about_patient = self[piece]
+            if begins:
+                left_out = is_about_patient
+                if not left_out:
+                    lines.append(text)
+            elif text and lines and not left_out:
+                lines[-1] += text
             if not left_out:
-                lines.append(line)
-        elif line and lines and not left_out:
-            lines[-1] += line
-        if not left_out:
-            kept.append(piece)
-    return [line.split(separator) for line in lines if line[:3] not in _BATCH], separator, b"".join(kept)
+                kept.append(piece)
+        return [line for line in lines if line[:3] not in _BATCH], b"".join(kept)
 
 
 @lru_cache(maxsize=16)
@@ -103,6 +135,9 @@ def _begins(separator: str) -> Any:
 
 def messages_of(data: bytes) -> Iterator[tuple[int, bytes, str]]:
     """(offset, bytes, what is wrong: a key of `WRONG`, or "") of each message of a capture, and of what stands between them."""
+    if data.startswith(_USUAL_HEADER) and data.count(b"MSH") == data.count(_SEPARATED) == 1 and _FS not in data:
+        yield 0, data.rstrip(_BLANK), ""  # one bare message, as most captures are
+        return
     starts = sorted(_starts(data))
     if not starts and data.strip(BETWEEN) and not _is_junk(data):
         yield 0, data.strip(_BLANK), "header"  # an envelope without a message in it: nothing is passed over in silence

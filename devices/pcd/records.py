@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from devices.contract import (
     ANCHORS,
@@ -15,12 +18,11 @@ from devices.contract import (
     Decoded,
     Kind,
     Source,
-    dump_detail,
     fault_id,
     table,
 )
 from devices.pcd.frames import WRONG, messages_of, segments_of
-from devices.pcd.messages import Message, Seen, UnreadableError, key_of, place_of, utc_ms, zone_of
+from devices.pcd.messages import Message, Reader, Seen, UnreadableError, key_of, place_of, utc_ms, zone_of
 from devices.pcd.sheet import FAMILY, UNKNOWN_PUMP
 from devices.pcd.terms import (
     ABOUT_DELIVERY,
@@ -39,12 +41,40 @@ from devices.pcd.terms import (
     named,
 )
 
-_TOLD = (
-    *("mode", "label", "drug", "concentration", "care_area", "library", "library_version", "rate", "dose_rate", "vtbi", "vtbi_remaining"),
-    *("segment_volume", "total_volume", "time_programmed", "time_remaining", "dose_tbi", "dose_remaining", "segment_dose", "total_dose"),
-    *("dose_limit", "max_doses_h", "lockout", "reason"),
+_TOLD = frozenset(
+    {
+        *(
+            "mode",
+            "label",
+            "drug",
+            "concentration",
+            "care_area",
+            "library",
+            "library_version",
+            "rate",
+            "dose_rate",
+            "vtbi",
+            "vtbi_remaining",
+        ),
+        *(
+            "segment_volume",
+            "total_volume",
+            "time_programmed",
+            "time_remaining",
+            "dose_tbi",
+            "dose_remaining",
+            "segment_dose",
+            "total_dose",
+        ),
+        *("dose_limit", "max_doses_h", "lockout", "reason"),
+    }
 )
-"""What of a message is kept in `detail` as it was sent."""
+"""What of a message is kept in `detail` as it was sent, with its unit."""
+_TOLD_OF_ALARM = frozenset({"phase", "alarm_state", "inactivation", "priority", "alarm_type", "alarm_text", "alarm_source"})
+"""What of a message about an alarm is kept, too."""
+
+_json = msgspec.json.Encoder(order="sorted")
+"""Writes a detail as `dump_detail` does, ten times as quick."""
 
 _AHEAD = timedelta(minutes=1)
 """A message that was sent so long before what it tells happened has a clock that is wrong: it anchors nothing."""
@@ -58,7 +88,7 @@ def _event(message: Message) -> Said:
     conditions = message.by_word.get("event", [])
     if len(conditions) != 1:
         raise UnreadableError("event", f"it tells {len(conditions)} events, not one")
-    name, code = named(conditions[0].fields[5], message.component)
+    name, code = named(conditions[0].value, message.style.component)
     known = name if name in EVENTS_BY_NAME else EVENT_OF_CODE.get(code, "")
     if not known and (ABOUT_DELIVERY in name or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name)):
         raise UnreadableError("event", "its event is not known, and may be one of delivery")
@@ -71,7 +101,7 @@ def _event(message: Message) -> Said:
         case Kind.DELIVERY_STOP | Kind.DELIVERY_COMPLETE:
             return said | _stop(message, group, kind)
         case Kind.SETTINGS_CHANGE:
-            return said | {"lockout_s": message.amount(message.find("lockout", None), SECONDS)}
+            return said | {"lockout_s": _amount(message.find("lockout", None), SECONDS)}
         case Kind.CLOCK_CHANGE:
             return said | {"reason": "loss"}
     return said
@@ -81,7 +111,7 @@ def _event_group(message: Message) -> tuple[str, ...] | None:
     """The group (MDS.VMD.channel) that the event is of, where it is told and holds anything; else that of the active source."""
     told = message.find("event_source", None)
     if told is not None:
-        group = tuple("".join(told.fields[5].split()).split(".")[:3])
+        group = tuple("".join(told.value.split()).split(".")[:3])
         if any(one.group == group and one.metric != "0" for one in message.seen):
             return group
     active = message.tokens("sources", "pump-source-info-")
@@ -120,11 +150,11 @@ def _start(message: Message, group: tuple[str, ...] | None) -> Said:
     source = _source(message, group) or Source.PRIMARY
     own = message.find("rate", group, strict=True)
     flow = message.find("flow", group) or own
-    rate = message.amount(flow, ML_H)
-    vtbi = message.amount(message.find("vtbi", group, strict=True), ML)
+    rate = _amount(flow, ML_H)
+    vtbi = _amount(message.find("vtbi", group, strict=True), ML)
     return {
         "source": Source.KVO if status[0] == "kvo" else source,
-        "rate_ml_h": message.amount(own, ML_H) if rate is None else rate,
+        "rate_ml_h": _amount(own, ML_H) if rate is None else rate,
         "programmed_ml": vtbi,
         **_doses(message, group, "programmed_dose", "dose_tbi"),
     }
@@ -137,7 +167,7 @@ def _stop(message: Message, group: tuple[str, ...] | None, kind: Kind) -> Said:
         raise UnreadableError("source", "it completes a delivery of no source")
     said: Said = {
         "source": source,
-        "volume_ml": message.amount(message.find("segment_volume", group), ML),
+        "volume_ml": _amount(message.find("segment_volume", group), ML),
         **_doses(message, group, "dose", "segment_dose"),
     }
     transitioning = message.tokens("status", "pump-delivery-status-", group) == ["transitioning"]
@@ -147,14 +177,18 @@ def _stop(message: Message, group: tuple[str, ...] | None, kind: Kind) -> Said:
     return said
 
 
+def _amount(one: Seen | None, units: Mapping[str, float] | None) -> float | None:
+    return None if one is None else one.amount(units)
+
+
 def _doses(message: Message, group: tuple[str, ...] | None, column: str, word: str) -> Said:
     """An amount of drug and a rate of it, where their units agree: one column holds the unit of both."""
     amount = message.find(word, group, strict=True)
-    dose, unit = message.amount(amount, None), message.unit(amount)
+    dose, unit = _amount(amount, None), amount.unit if amount else ""
     said: Said = {column: dose, "dose_unit": unit} if dose is not None and unit else {}
     rate = message.find("dose_rate", group, strict=True)
-    value = message.amount(rate, None)
-    what, _, per = message.unit(rate).rpartition("/")
+    value = _amount(rate, None)
+    what, _, per = (rate.unit if rate else "").rpartition("/")
     if value is not None and what and per.lower() in PER_HOUR and said.get("dose_unit", what) == what:
         said |= {"rate_dose_h": round(value * PER_HOUR[per.lower()], 9), "dose_unit": what}
     return said
@@ -165,9 +199,9 @@ def _alarm(message: Message) -> Said:
     alarm = message.find("alarm", None)
     if alarm is None:
         raise UnreadableError("alarm", "it tells no alarm, or several", hole=False)
-    name, code = named(alarm.fields[5], message.component)
+    name, code = named(alarm.value, message.style.component)
     phase = message.find("phase", None)
-    told = "".join(phase.fields[5].replace(message.component, "").split()).lower() if phase else ""
+    told = "".join(phase.value.replace(message.style.component, "").split()).lower() if phase else ""
     kind = {"start": Kind.ALARM_RAISED, "end": Kind.ALARM_CLEARED}.get(told, Kind.OTHER)
     said: Said = {"kind": kind, "native_code": f"MDC_{name}" if name else code}
     if kind is not Kind.OTHER:
@@ -190,28 +224,26 @@ def _happened(message: Message) -> datetime | None:
     if message.trigger == "R40":
         for word in ("alarm_source", "alarm"):
             for one in message.by_word.get(word, []):
-                if one.fields[14].strip():
-                    return message.instant(one.fields[14])
+                if one.observed.strip():
+                    return message.instant(one.observed)
     return message.requested()
 
 
 def _detail(message: Message, said: Said) -> str:
-    detail: dict[str, Any] = {"sent": message.sent.isoformat() if message.sent else ""}
-    request = [*message.requests[0], *[""] * 4] if message.requests else [""] * 4
-    for name, value in (("order", request[2]), ("infusion", request[3]), ("version", message.version)):
+    detail = {"sent": message.sent.isoformat() if message.sent else ""}
+    _, _, order, infusion, *_ = [*message.request, "", "", "", ""]
+    for name, value in (("order", order), ("infusion", infusion), ("version", message.version)):
         if value:
-            detail[name] = message.text(message.part(value, 0))
-    for word in _TOLD:
-        if (one := message.find(word, None)) is not None:
-            value = one.fields[5].replace(message.component, " ").strip()
-            detail[word] = message.text(f"{value} {message.unit(one)}".strip())
-    if message.trigger == "R40":
-        for word in ("phase", "alarm_state", "inactivation", "priority", "alarm_type", "alarm_text", "alarm_source"):
-            if (one := message.find(word, None)) is not None:
-                detail[word] = message.text(one.fields[5].replace(message.component, " ").strip())
+            detail[name] = message.style.text(message.style.part(value, 0))
+    is_alarm = message.trigger == "R40"
+    for word, (one, *others) in message.by_word.items():
+        if not others and word in _TOLD:
+            detail[word] = one.told
+        elif not others and is_alarm and word in _TOLD_OF_ALARM:
+            detail[word] = one.shown
     if said["native_code"] == "R01":
         detail |= _shown(message)
-    return dump_detail(detail)
+    return _json.encode(detail).decode()
 
 
 def _shown(message: Message) -> dict[str, str]:
@@ -221,37 +253,53 @@ def _shown(message: Message) -> dict[str, str]:
         return {"shows": "nothing"}
     if infusing != ["infusing"]:
         return {}
-    parts = [part for one in message.by_word.get("status", []) for part in re.split(r"[^\w-]", one.fields[5].lower())]
+    parts = [part for one in message.by_word.get("status", []) for part in re.split(r"[^\w-]", one.value.lower())]
     told = {part.removeprefix("pump-delivery-status-") for part in parts}
     return {"shows": "delivery" if "delivering" in told else "kvo" if "kvo" in told else "something"}
 
 
 def decode(capture: Capture) -> Decoded:
     """Records, faults and anchors of one capture. `seq` of a fault is the UTC instant (ms) at which it stands: messages have no number."""
-    sha, zone = capture.sha256, zone_of(capture.anchor)
+    return decode_all([capture])
+
+
+def decode_all(captures: Sequence[Capture]) -> Decoded:
+    """Records, faults and anchors of captures of any pumps, in their order: what `decode` gives of each, in one table of a kind."""
+    reader = Reader()
+    rows: list[Said] = []
+    faults: list[Said] = []
+    for capture in captures:
+        own, lost = _read(capture, reader)
+        rows += own
+        faults += lost
+    anchors = [_anchor_row(row) for row in rows if row["anchors"]]
+    return Decoded(table(RECORDS, rows), table(FAULTS, faults), table(ANCHORS, anchors))
+
+
+def _read(capture: Capture, reader: Reader) -> tuple[list[Said], list[Said]]:
+    """The rows of the records and of the faults of one capture."""
+    zone = zone_of(capture.anchor)
+    place = {"capture": capture.sha256, "part": capture.part, "pump_id": capture.pump_id, "log_epoch": 0}
     rows: list[Said] = []
     faults: list[Said] = []
     for offset, raw, wrong in messages_of(capture.data):
-        stood = {"capture": sha, "part": capture.part, "offset": offset, "pump_id": capture.pump_id, "log_epoch": 0}
         try:
             if wrong:
                 raise UnreadableError(wrong, WRONG[wrong])
-            rows.append(stood | _record(Message(raw, zone), capture.pump_id))
+            rows.append({**place, "offset": offset, **_record(reader.message(raw, zone), capture.pump_id)})
         except UnreadableError as error:
             own, _ = place_of(raw, zone)
             before = utc_ms(rows[-1]["pump_time"]) if rows and own is None else None
             hole = error.hole and capture.pump_id != UNKNOWN_PUMP
             told = {"code": error.code, "message": str(error), "hole": hole, "raw": segments_of(raw)[2]}
-            faults.append(stood | told | {"seq": own, "after_seq": before, "rows": len(rows)})
+            faults.append({**place, "offset": offset, **told, "seq": own, "after_seq": before, "rows": len(rows)})
     for fault in faults:
         behind = fault.pop("rows")
         if fault["seq"] is None and behind < len(rows):
             fault["before_seq"] = utc_ms(rows[behind]["pump_time"])
-        place = f"{fault['seq']}:{fault['after_seq']}:{fault.get('before_seq')}"
-        fault["fault_id"] = fault_id(capture.pump_id, fault["code"], place, fault["raw"])
-    anchors = [_anchor_row(row) for row in rows if row.pop("anchors")]
-    quarantined = table(FAULTS, faults) if faults else FAULTS.empty_table()
-    return Decoded(table(RECORDS, rows), quarantined, table(ANCHORS, anchors))
+        between = f"{fault['seq']}:{fault['after_seq']}:{fault.get('before_seq')}"
+        fault["fault_id"] = fault_id(capture.pump_id, fault["code"], between, fault["raw"])
+    return rows, faults
 
 
 def _record(message: Message, pump_id: str) -> Said:
