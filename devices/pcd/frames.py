@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
-from typing import Any
 
 _VT, _FS, _CR = b"\x0b", b"\x1c", b"\r"
 _HEADER = re.compile(rb"MSH[^\w\s]")
@@ -18,14 +16,15 @@ _USUAL = re.compile(re.escape(_SEPARATED))
 _LINE_ENDS = b"\r\n\x0b\x1c"
 _BATCH = frozenset({"FHS", "BHS", "BTS", "FTS"})
 _PATIENT = frozenset({"PID", "PD1", "NK1", "PV1", "PV2", "GT1", "IN1", "IN2", "NTE"})
-_OTHERS = "MSH|SFT|UAC|EVN|MSA|ERR|ORC|OBR|OBX|TQ1|TQ2|CTD|CTI|FT1|PDA|PRT|ROL|SPM|SAC|DSC"
-_SEGMENT = "|".join([*sorted(_BATCH | _PATIENT), _OTHERS, "Z[A-Z0-9]{2}"])
+_OTHERS = "MSH SFT UAC EVN MSA ERR ORC OBR OBX TQ1 TQ2 CTD CTI FT1 PDA PRT ROL SPM SAC DSC"
+_SEGMENTS = _BATCH | _PATIENT | frozenset(_OTHERS.split())
 """A line that begins with no segment of HL7 goes on with the one before: a wrapped OBX may go on with MDC|…."""
+_OWN = re.compile("Z[A-Z0-9]{2}")
 _BLANK = b"\r\n\t \x0b\x1c"
 BETWEEN = _BLANK + b"\xef\xbb\xbf"
 _INDENT = b" \t\xef\xbb\xbf"
 SEPARATORS = "^~\\&"
-MOST_KEPT = 4096
+MOST_KEPT = 16_384
 """So many lines that were read are kept, not to be read again: far more than come in every message of some hundred pumps."""
 
 
@@ -89,22 +88,25 @@ def separator_of(raw: bytes) -> str:
     return raw[3:4].decode("latin-1") if raw.startswith(b"MSH") and len(raw) > 3 else "|"
 
 
-class Lines(dict[bytes, tuple[str, bool, bool]]):
+class Lines(dict[bytes, tuple[str, bool, bool, bool]]):
     """The lines of messages with one field separator, each looked at once, for most come again in the next message.
 
-    Of each: its text, whether a segment begins with it, and whether that one is about the patient.
+    Of each: its text, whether a segment begins with it, whether that is one of a message (not an envelope, not about the patient),
+    and whether it is about the patient.
     """
 
     def __init__(self, separator: str) -> None:
         super().__init__()
-        self._begins = _begins(separator)
+        self._ends = ("", separator)
 
-    def __missing__(self, piece: bytes) -> tuple[str, bool, bool]:
+    def __missing__(self, piece: bytes) -> tuple[str, bool, bool, bool]:
         text = piece.decode("utf-8", "replace").strip()
-        begins = self._begins(text) is not None
+        name = text[:3]
+        begins = text[3:4] in self._ends and (name in _SEGMENTS or _OWN.fullmatch(name) is not None)
+        is_about_patient = begins and name in _PATIENT
         if len(self) >= MOST_KEPT:
             self.clear()
-        found = self[piece] = text, begins, begins and text[:3] in _PATIENT
+        found = self[piece] = text, begins, begins and not is_about_patient and name not in _BATCH, is_about_patient
         return found
 
     def of(self, raw: bytes) -> tuple[list[str], bytes]:
@@ -114,23 +116,18 @@ class Lines(dict[bytes, tuple[str, bool, bool]]):
         """
         lines: list[str] = []
         kept: list[bytes] = []
-        left_out = False
+        is_told = left_out = False
         for piece in raw.splitlines(keepends=True):
-            text, begins, is_about_patient = self[piece]
+            text, begins, is_of_message, is_about_patient = self[piece]
             if begins:
-                left_out = is_about_patient
-                if not left_out:
+                is_told, left_out = is_of_message, is_about_patient
+                if is_told:
                     lines.append(text)
-            elif text and lines and not left_out:
+            elif is_told:
                 lines[-1] += text
             if not left_out:
                 kept.append(piece)
-        return [line for line in lines if line[:3] not in _BATCH], b"".join(kept)
-
-
-@lru_cache(maxsize=16)
-def _begins(separator: str) -> Any:
-    return re.compile(rf"(?:{_SEGMENT})(?:{re.escape(separator)}|\Z)").match
+        return lines, b"".join(kept)
 
 
 def messages_of(data: bytes) -> Iterator[tuple[int, bytes, str]]:

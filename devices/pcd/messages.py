@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cached_property, lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 from devices.contract import Anchor
 from devices.pcd.frames import MOST_KEPT, SEPARATORS, Lines, segments_of, separator_of
-from devices.pcd.terms import word_of
+from devices.pcd.terms import headed, word_of
 
 _MOST = 1e9
 _LONGEST_TERM = 200
@@ -24,7 +26,7 @@ class UnreadableError(Exception):
         self.code, self.hole = code, hole
 
 
-_TIME = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)(?:\.(\d{1,6})\d*)?([+-]\d{4})?")
+_TIME = re.compile(r"(\d{8})(\d{6})(?:\.(\d{1,6})\d*)?([+-]\d{4})?")
 
 
 def _instant(text: str, zone: timezone | None) -> tuple[datetime | None, timezone | None]:
@@ -32,14 +34,15 @@ def _instant(text: str, zone: timezone | None) -> tuple[datetime | None, timezon
     match = _TIME.fullmatch("".join(text.split()))
     if match is None:
         return None, None
-    year, month, day, hour, minute, second, fraction, offset = match.groups()
+    day, time, fraction, offset = match.groups()
     try:
         if offset is not None:
             zone = _zone(offset)
         if zone is None:
             return None, None
-        us = int(fraction.ljust(6, "0")) // 1000 * 1000 if fraction else 0
-        here = datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), us)  # noqa: DTZ001
+        here = datetime.fromisoformat(f"{int(day):08}T{int(time):06}")
+        if fraction is not None:
+            here += timedelta(milliseconds=int(fraction.ljust(6, "0")) // 1000)
         return here - zone.utcoffset(None), zone
     except (ValueError, OverflowError):
         return None, None
@@ -52,6 +55,13 @@ def _zone(offset: str) -> timezone:
     return timezone(timedelta(minutes=-minutes if offset[0] == "-" else minutes))
 
 
+class Unit(NamedTuple):
+    """A unit as people write it, and its names, that of MDC first."""
+
+    shown: str
+    names: list[str]
+
+
 class Style(dict[str, "Seen | None"]):
     """How a sender separates the parts of a field; and the OBX lines that were written so, each read once.
 
@@ -62,12 +72,25 @@ class Style(dict[str, "Seen | None"]):
         super().__init__()
         self.separator = separator
         self.component, self.repeat, self.escape, self.sub = list(encoding)
+        self._units: dict[str, Unit] = {}
 
     def __missing__(self, line: str) -> Seen | None:
         if len(self) >= MOST_KEPT:
             self.clear()
         fields = line.split(self.separator)
         found = self[line] = Seen(fields, self) if fields[0] == "OBX" and len(fields) > 3 else None
+        return found
+
+    def unit(self, field: str) -> Unit:
+        """What a field of units names."""
+        found = self._units.get(field)
+        if found is None:
+            if len(self._units) >= MOST_KEPT:
+                self._units.clear()
+            shown = next((part for i in (4, 3, 1) if (part := self.part(field, i))), "")
+            parts = field.split(self.component)
+            names = ["".join(parts[i].split()).upper() for i in (1, 0, 4, 3) if i < len(parts)]
+            found = self._units[field] = Unit(shown, names)
         return found
 
     def part(self, text: str, number: int) -> str:
@@ -93,14 +116,23 @@ class Seen:
         self.word, self.name = word_of(fields[3][:_LONGEST_TERM], style.component)
         place = fields[4].strip().split(".")
         self.group, self.metric = tuple(place[:3]), ".".join(place[3:])
-        self.value, self.units, self.observed, self._device = fields[5], fields[6], fields[14], fields[18]
-        self.is_mds = self.metric == "0" and self.group[1:] == ("0", "0")
+        self.value, self.observed, self._device = fields[5], fields[14], fields[18]
+        self._unit = style.unit(fields[6])
+        self.unit = self._unit.shown
+        self.head_of = headed(self.word, self.name) if self.metric == "0" else None
+        self.is_head_of_mds = self.metric == "0" and self.group[1:] == ("0", "0")
+        self.is_named_mds = self.name.endswith("_MDS") and not self.is_head_of_mds and self.word != "alarm_source"
 
     @cached_property
     def values(self) -> list[str]:
         """All components of its value, in lower case."""
         parts = self.value.replace(self.style.repeat, self.style.component).split(self.style.component)
         return ["".join(part.split()).lower() for part in parts]
+
+    @cached_property
+    def words(self) -> set[str]:
+        """The words of its value, wherever they stand, in lower case."""
+        return set(re.split(r"[^\w-]", self.value.lower()))
 
     @cached_property
     def shown(self) -> str:
@@ -114,29 +146,26 @@ class Seen:
         return self.style.text(f"{value} {self.unit}".strip())
 
     @cached_property
-    def unit(self) -> str:
-        """Its unit as people write it."""
-        parts = (self.style.part(self.units, i) for i in (4, 3, 1))
-        return next((part for part in parts if part), "")
-
-    @cached_property
     def device(self) -> str:
         """The device id that it gives: OBX-18.1 and 18.3."""
         parts = ("".join(self.style.text(self.style.part(self._device, i)).split()) for i in (0, 2))
         return "/".join(part for part in parts if part)
 
-    def amount(self, units: Mapping[str, float] | None) -> float | None:
-        """A number that can be, in one of these units (None: in any); 0 is 0 in every unit."""
+    @cached_property
+    def number(self) -> float | None:
+        """Its value as a number that can be an amount."""
         try:
             value = float(self.style.part(self.value, 0))
         except ValueError:
             return None
-        if not (math.isfinite(value) and 0 <= value < _MOST):
-            return None
-        if value == 0 or units is None:
+        return value if math.isfinite(value) and 0 <= value < _MOST else None
+
+    def amount(self, units: Mapping[str, float] | None) -> float | None:
+        """A number that can be, in one of these units (None: in any); 0 is 0 in every unit."""
+        value = self.number
+        if not value or units is None:
             return value
-        names = ["".join(part.split()).upper() for part in self.units.split(self.style.component)]
-        scale = next((units[name] for i in (1, 0, 4, 3) if i < len(names) and (name := names[i]) in units), None)
+        scale = next((units[name] for name in self._unit.names if name in units), None)
         return None if scale is None else round(value * scale, 9)
 
 
@@ -145,23 +174,18 @@ class Message:
 
     def __init__(self, raw: bytes, header: list[str], lines: Sequence[str], style: Style, zone: timezone | None) -> None:
         self.raw, self.style = raw, style
-        header += [""] * (21 - len(header))
+        header += [""] * (12 - len(header))
         self.sender, self.control = header[2].strip(), "".join(header[9].split())
         self.type, self.trigger = style.part(header[8], 0).upper(), style.part(header[8], 1).upper()
         self.version = style.part(header[11], 0)
         self.sent, own = _instant(style.part(header[6], 0), zone)
         self.zone = own or zone
-        self.request: list[str] = []
-        self.seen: list[Seen] = []
+        requests = (line.split(style.separator) for line in lines if line.startswith("OBR"))
+        self.request = next((fields for fields in requests if fields[0] == "OBR"), [])
+        self.seen = [one for line in lines if line.startswith("OBX") and (one := style[line]) is not None]
         self.by_word: dict[str, list[Seen]] = {}
-        for line in lines:
-            if line.startswith("OBX"):
-                if (one := style[line]) is not None:
-                    self.seen.append(one)
-                    self.by_word.setdefault(one.word, []).append(one)
-            elif not self.request and line.startswith("OBR"):
-                fields = line.split(style.separator)
-                self.request = fields if fields[0] == "OBR" else []
+        for one in self.seen:
+            self.by_word.setdefault(one.word, []).append(one)
 
     def instant(self, text: str) -> datetime | None:
         """The instant of a time field, in the zone of the header where it has none."""
@@ -173,7 +197,9 @@ class Message:
 
     def find(self, word: str, group: tuple[str, ...] | None, *, strict: bool = False) -> Seen | None:
         """The OBX of a word: that of the group, else (not `strict`) the only one of its VMD, else the only one there is."""
-        there = self.by_word.get(word, ())
+        there = self.by_word.get(word)
+        if there is None:
+            return None
         if group is not None and (strict or len(there) > 1):
             for length in (3,) if strict else (3, 2):
                 near = [one for one in there if one.group[:length] == group[:length]]
@@ -190,9 +216,9 @@ class Message:
 
     def device(self) -> str | None:
         """The device id: OBX-18.1 and 18.3 of the MDS, else of the alarm."""
-        heads = [one for one in self.seen if one.is_mds]
-        named = [one for one in self.seen if one.name.endswith("_MDS") and not one.is_mds and one.word != "alarm_source"]
-        return next((one.device for one in (*heads, *named, *self.by_word.get("alarm", ())) if one.device), None)
+        heads = (one for one in self.seen if one.is_head_of_mds)
+        named = (one for one in self.seen if one.is_named_mds)
+        return next((one.device for one in chain(heads, named, self.by_word.get("alarm", ())) if one.device), None)
 
 
 class Reader:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from devices.contract import (
     ANCHORS,
@@ -28,7 +30,6 @@ from devices.pcd.terms import (
     ABOUT_DELIVERY,
     ALARM_OF_CODE,
     ALARM_WORDS,
-    DOSE_HEADS,
     EVENT_OF_CODE,
     EVENTS_BY_NAME,
     ML,
@@ -36,42 +37,20 @@ from devices.pcd.terms import (
     PER_HOUR,
     REASONS,
     SECONDS,
-    SOURCE_HEAD,
     SOURCES,
     named,
 )
 
-_TOLD = frozenset(
-    {
-        *(
-            "mode",
-            "label",
-            "drug",
-            "concentration",
-            "care_area",
-            "library",
-            "library_version",
-            "rate",
-            "dose_rate",
-            "vtbi",
-            "vtbi_remaining",
-        ),
-        *(
-            "segment_volume",
-            "total_volume",
-            "time_programmed",
-            "time_remaining",
-            "dose_tbi",
-            "dose_remaining",
-            "segment_dose",
-            "total_dose",
-        ),
-        *("dose_limit", "max_doses_h", "lockout", "reason"),
-    }
-)
+_TOLD = {
+    *("mode", "label", "drug", "concentration", "care_area", "library", "library_version", "rate", "dose_rate", "vtbi", "vtbi_remaining"),
+    *("segment_volume", "total_volume", "time_programmed", "time_remaining", "dose_tbi", "dose_remaining", "segment_dose", "total_dose"),
+    *("dose_limit", "max_doses_h", "lockout", "reason"),
+}
 """What of a message is kept in `detail` as it was sent, with its unit."""
-_TOLD_OF_ALARM = frozenset({"phase", "alarm_state", "inactivation", "priority", "alarm_type", "alarm_text", "alarm_source"})
+_TOLD_OF_ALARM = {"phase", "alarm_state", "inactivation", "priority", "alarm_type", "alarm_text", "alarm_source"}
 """What of a message about an alarm is kept, too."""
+
+_SAYS_NOTHING = dict.fromkeys(RECORDS.names)
 
 _json = msgspec.json.Encoder(order="sorted")
 """Writes a detail as `dump_detail` does, ten times as quick."""
@@ -115,21 +94,13 @@ def _event_group(message: Message) -> tuple[str, ...] | None:
         if any(one.group == group and one.metric != "0" for one in message.seen):
             return group
     active = message.tokens("sources", "pump-source-info-")
-    heads = [one.group for one in message.seen if len(active) == 1 and (source := _head(one)) is not None and source.value == active[0]]
+    heads = [one.group for one in message.seen if len(active) == 1 and one.head_of is not None and one.head_of.value == active[0]]
     return heads[0] if len(heads) == 1 else None
-
-
-def _head(one: Seen) -> Source | None:
-    """The source whose group this OBX is the head of."""
-    if one.metric != "0":
-        return None
-    match = SOURCE_HEAD.fullmatch(one.name)
-    return SOURCES.get(match[1].lower()) if match else DOSE_HEADS.get(one.word)
 
 
 def _source(message: Message, group: tuple[str, ...] | None) -> Source | None:
     """The source of an event; none where the message does not say. Raises UnreadableError for one that there is not."""
-    head = next((source for one in message.seen if one.group == group and (source := _head(one)) is not None), None)
+    head = next((one.head_of for one in message.seen if one.group == group and one.head_of is not None), None)
     active = message.tokens("sources", "pump-source-info-", group)
     if not active:
         return head
@@ -236,11 +207,13 @@ def _detail(message: Message, said: Said) -> str:
         if value:
             detail[name] = message.style.text(message.style.part(value, 0))
     is_alarm = message.trigger == "R40"
-    for word, (one, *others) in message.by_word.items():
-        if not others and word in _TOLD:
-            detail[word] = one.told
-        elif not others and is_alarm and word in _TOLD_OF_ALARM:
-            detail[word] = one.shown
+    for word, there in message.by_word.items():
+        if len(there) > 1:
+            continue
+        if word in _TOLD:
+            detail[word] = there[0].told
+        elif is_alarm and word in _TOLD_OF_ALARM:
+            detail[word] = there[0].shown
     if said["native_code"] == "R01":
         detail |= _shown(message)
     return _json.encode(detail).decode()
@@ -253,8 +226,7 @@ def _shown(message: Message) -> dict[str, str]:
         return {"shows": "nothing"}
     if infusing != ["infusing"]:
         return {}
-    parts = [part for one in message.by_word.get("status", []) for part in re.split(r"[^\w-]", one.value.lower())]
-    told = {part.removeprefix("pump-delivery-status-") for part in parts}
+    told = {word.removeprefix("pump-delivery-status-") for one in message.by_word.get("status", []) for word in one.words}
     return {"shows": "delivery" if "delivering" in told else "kvo" if "kvo" in told else "something"}
 
 
@@ -272,8 +244,8 @@ def decode_all(captures: Sequence[Capture]) -> Decoded:
         own, lost = _read(capture, reader)
         rows += own
         faults += lost
-    anchors = [_anchor_row(row) for row in rows if row["anchors"]]
-    return Decoded(table(RECORDS, rows), table(FAULTS, faults), table(ANCHORS, anchors))
+    records = _records(rows)
+    return Decoded(records, table(FAULTS, faults), _anchors(records, [row["anchors"] for row in rows]))
 
 
 def _read(capture: Capture, reader: Reader) -> tuple[list[Said], list[Said]]:
@@ -286,7 +258,7 @@ def _read(capture: Capture, reader: Reader) -> tuple[list[Said], list[Said]]:
         try:
             if wrong:
                 raise UnreadableError(wrong, WRONG[wrong])
-            rows.append({**place, "offset": offset, **_record(reader.message(raw, zone), capture.pump_id)})
+            rows.append(_record(reader.message(raw, zone), {**place, "offset": offset}))
         except UnreadableError as error:
             own, _ = place_of(raw, zone)
             before = utc_ms(rows[-1]["pump_time"]) if rows and own is None else None
@@ -302,9 +274,9 @@ def _read(capture: Capture, reader: Reader) -> tuple[list[Said], list[Said]]:
     return rows, faults
 
 
-def _record(message: Message, pump_id: str) -> Said:
-    """The row of one message. Raises UnreadableError."""
-    device = message.device()
+def _record(message: Message, stood: Said) -> Said:
+    """The row of one message that stood there. Raises UnreadableError."""
+    device, pump_id = message.device(), stood["pump_id"]
     if device is None and pump_id == UNKNOWN_PUMP:
         raise UnreadableError("device", "it names no pump", hole=False)
     if device is not None and f"{FAMILY}:{device}" != pump_id:
@@ -319,8 +291,9 @@ def _record(message: Message, pump_id: str) -> Said:
     time = _happened(message)
     if time is None:
         raise UnreadableError("time", "it has no time with second and zone", hole=delivery)
-    said = {name: value for name, value in said.items() if value is not None}
     return {
+        **_SAYS_NOTHING,
+        **stood,
         **said,
         "record_key": key_of(message.sender, message.control),
         "contiguous": False,
@@ -332,7 +305,19 @@ def _record(message: Message, pump_id: str) -> Said:
     }
 
 
-def _anchor_row(row: Said) -> Said:
-    time = row["pump_time"]
-    same = {name: row[name] for name in ("capture", "part", "pump_id", "log_epoch")}
-    return same | {"after": row["record_key"], "pump_clock": time, "utc": time.replace(tzinfo=UTC)}
+def _records(rows: Sequence[Said]) -> pa.Table:
+    """RECORDS of rows that have every field."""
+    if not rows:
+        return RECORDS.empty_table()
+    columns = zip(*map(itemgetter(*RECORDS.names), rows), strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, RECORDS, strict=True)], schema=RECORDS)
+
+
+def _anchors(records: pa.Table, which: Sequence[bool]) -> pa.Table:
+    """Some of these records as the anchors that their own times are."""
+    rows = records.select(["capture", "pump_id", "log_epoch", "part", "record_key", "pump_time"]).filter(pa.array(which, pa.bool_()))
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    columns["after"], columns["pump_clock"] = columns["record_key"], columns["pump_time"]
+    columns["utc"] = columns["pump_time"].cast(ANCHORS.field("utc").type)
+    columns["round_trip_ms"] = pa.nulls(rows.num_rows, pa.int64())
+    return pa.table([columns[name] for name in ANCHORS.names], schema=ANCHORS)

@@ -71,8 +71,8 @@ EVENT_OF_CODE = {"197288": "EVT_PUMP_DELIV_START", "197292": "EVT_PUMP_DELIV_COM
 ABOUT_DELIVERY = "PUMP_DELIV"
 
 SOURCES = {one.value: one for one in (*Source,) if one not in (Source.BASAL, Source.KVO)}
-SOURCE_HEAD = re.compile(r"PUMP_INFUSATE_SOURCE_([A-Z]+?)(?:_CHAN)?")
-DOSE_HEADS = {"patient_dose": Source.PCA, "loading_dose": Source.LOADING, "clinician_dose": Source.CLINICIAN}
+_SOURCE_HEAD = re.compile(r"PUMP_INFUSATE_SOURCE_([A-Z]+?)(?:_CHAN)?")
+_DOSE_HEADS = {"patient_dose": Source.PCA, "loading_dose": Source.LOADING, "clinician_dose": Source.CLINICIAN}
 
 REASONS = {
     "by-clinician": "user",
@@ -127,3 +127,10 @@ def word_of(term: str, component: str) -> tuple[str, str]:
     if not word and "LOCKOUT" in name:
         word = "lockout"
     return word, name
+
+
+@lru_cache(maxsize=4096)
+def headed(word: str, name: str) -> Source | None:
+    """The source whose group an OBX of this word and name is the head of, if it is the head of a group."""
+    match = _SOURCE_HEAD.fullmatch(name)
+    return SOURCES.get(match[1].lower()) if match else _DOSE_HEADS.get(word)
