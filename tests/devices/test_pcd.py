@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from devices import pcd
-from devices.contract import Anchor, Capture, joined
+from devices.contract import Anchor, Capture, dump_detail, joined
 from devices.errors import InputError
 from devices.families import families
 from tests.kit import orders
@@ -924,6 +925,40 @@ def test_a_capture_is_split_between_whole_messages_and_one_message_is_never_cut(
         assert pcd.split(one, len(one.data)) == [one]
     with pytest.raises(InputError, match="must stay whole"):
         pcd.split(one, size - 100)
+
+
+# --- captures read together -----------------------------------------------------------------------------------------------------------
+
+OTHERS = [
+    *STREAMS,
+    *(one.replace(b"MSH|^~\\&|", header) for one in therapy()[:4] for header in (b"MSH|$~\\&|", b"MSH|^|", b"MSH|^\\~&|")),
+    event(START, 240, control="24").replace(b"|", b"#"),
+    event(START, 250, control="25", time="20260302121000"),
+    snapshot(260, "infusing", "kvo").replace(b"\r", b"\r\n"),
+    alarm(minutes=270, control="27"),
+]
+"""Messages of one pump, some of which say with the same lines something else, for their headers name other separators."""
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(OTHERS), st.sampled_from((PUMP, PUMP, "pcd:unknown")), st.none() | st.just(-300)), max_size=12))
+def test_captures_read_together_give_what_each_gives_alone(pieces):
+    clock = Anchor(pump_clock=datetime(2026, 3, 2, 3), utc=datetime(2026, 3, 2, 8, tzinfo=UTC))
+    some = [capture(data, pump=pump, anchor=zone and clock) for data, pump, zone in pieces]
+    assert pcd.decode_all(some) == joined(pcd.decode(one) for one in some)
+
+
+def test_ever_new_lines_are_read_as_those_that_come_again():
+    terms = ["184514^MDC_DRUG_NAME_LABEL^MDC", "184516^MDC_PUMP_DRUG_LIBRARY_CARE_AREA^MDC", "158012^MDC_PUMP_SOURCE_CHANNEL_LABEL^MDC"]
+    some = [capture(message(*(obx(term, "1.1.2.9", str(n)) for term in terms), trigger="R01", control=str(n))) for n in range(6000)]
+    assert pcd.decode_all(some) == joined(pcd.decode_all(some[at : at + 100]) for at in range(0, len(some), 100))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=20))
+def test_a_detail_is_written_as_every_detail_is(text):
+    rows = pcd.decode(capture(event(START, more=[obx("184514^MDC_DRUG_NAME_LABEL^MDC", "1.1.2.9", text)]))).records.to_pylist()
+    assert [row["detail"] for row in rows] == [dump_detail(json.loads(row["detail"])) for row in rows]
 
 
 # --- bytes that are not what they should be --------------------------------------------------------------------------------------------
