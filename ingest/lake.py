@@ -188,14 +188,18 @@ class Lake:
                     files.remove(path)
             return head
 
-    def raw(self, bucket: int, pumps: Iterable[str] | None = None) -> pa.Table:
-        """The captures of a bucket (RAW_SCHEMA), by month of receipt and order of arrival; of these pumps alone, if any are named."""
-        wanted = None if pumps is None else pa.array(sorted(pumps), pa.string())
+    def raw(self, bucket: int, pumps: Iterable[str] | None = None, *, hashes: Iterable[str] | None = None) -> pa.Table:
+        """The captures of a bucket (RAW_SCHEMA), by month of receipt and order of arrival.
+
+        If any are named, of these pumps alone, or those with these SHA-256 alone.
+        """
+        name, values = ("pump_id", pumps) if hashes is None else ("sha256", hashes)
+        wanted = None if values is None else pa.array(sorted(values), pa.string())
 
         def load(path: Path) -> pa.Table:
             if wanted is None:
                 return _fit(_load(path), RAW_SCHEMA, path)
-            mask = pc.is_in(_load(path, ["pump_id"])["pump_id"], value_set=wanted)
+            mask = pc.is_in(_load(path, [name])[name], value_set=wanted)
             return _fit(_load(path).filter(mask), RAW_SCHEMA, path) if pc.any(mask).as_py() else RAW_SCHEMA.empty_table()
 
         return pa.concat_tables([RAW_SCHEMA.empty_table(), *self._load_all(RAW, bucket, None, load)])

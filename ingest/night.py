@@ -169,9 +169,9 @@ def drain(root: Path, store: Path | None = None) -> dict[str, Any]:
             for bucket, rows in sorted(by_bucket.items()):
                 raw = raw_table(rows)
                 lake.append(RAW, bucket, raw, months_of(raw["received_at"]))
-                there = lake.raw(bucket, {capture.pump_id for capture, _ in rows})
-                kept = _whole(there.filter(pc.is_in(there["sha256"], value_set=raw["sha256"].combine_chunks())))
-                source.drop(sha for sha in raw["sha256"].to_pylist() if sha in kept)
+                shas = raw["sha256"].to_pylist()
+                kept = _whole(lake.raw(bucket, hashes=shas))
+                source.drop(sha for sha in shas if sha in kept)
     return {"received": received, "refused": refused}
 
 

@@ -138,7 +138,8 @@ def test_raw_grows_by_what_is_new_and_its_chain_says_so(tmp_path: Path) -> None:
     lake.append(RAW, 3, raw_of(b"d", pump="canonical:B"), "2026-04")
     assert lake.raw(3)["data"].to_pylist() == [b"a", b"b", b"c", b"d"]
     assert lake.raw(3, pumps=["canonical:B", "canonical:none"])["data"].to_pylist() == [b"d"]
-    assert lake.raw(2).num_rows == 0
+    assert lake.raw(3, hashes=[capture(b"a").sha256, capture(b"c").sha256, "none"])["data"].to_pylist() == [b"a", b"c"]
+    assert lake.raw(3, hashes=[]).num_rows == lake.raw(2).num_rows == 0
     assert lake.raw_hashes(3) == {capture(one).sha256 for one in (b"a", b"b", b"c")} | {capture(b"d", "canonical:B").sha256}
     assert glob(tmp_path, RAW, "data") == [b"a", b"b", b"c", b"d"]
     assert lake.verify_files() == []
