@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 SAYS: dict[str, tuple[str, str]] = {
     "NO_STOP": ("A delivery has no recorded stop.", "Find when it ended, from volume and rate or the visit record, and confirm a stop."),
     "NO_START": ("A stop was recorded for a delivery whose start is not in the log.", "Look for an earlier download of this pump."),
@@ -69,3 +71,16 @@ SAYS: dict[str, tuple[str, str]] = {
     "GAPS_INVISIBLE": ("This pump's log cannot show that a record is missing.", "Compare with the visit record."),
 }
 """Code → what was found, what to do next."""
+
+BIT = {code: 1 << place for place, code in enumerate(SAYS)}
+"""Code → its bit in a set of codes that is kept as a number."""
+
+
+def named(bits: int) -> list[str]:
+    """The codes of such a set, in the order of the table."""
+    return [code for code, bit in BIT.items() if bits & bit]
+
+
+def bits_of(codes: Iterable[str]) -> int:
+    """The inverse of `named`."""
+    return sum(BIT[code] for code in set(codes))

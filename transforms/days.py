@@ -2,107 +2,121 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from typing import Any
+from datetime import date
 
-from transforms.encounters import Encounter, Span, length, local_date
-from transforms.orders import Order, local, utc_ms
+import numpy as np
+import pyarrow as pa
 
-
-@dataclass(frozen=True, slots=True)
-class Day:
-    """One order on one local date: its sessions that infuse on it or may have, and the row of DAYS."""
-
-    order: Order
-    spans: tuple[Span, ...]
-    row: dict[str, Any]
-
-    def is_left_open(self, span: Span) -> bool:
-        """Whether an open session leaves this date open: its last, or all of its dates while it spans less than 24 h."""
-        if "SESSION_OPEN" not in span.row["flags"]:
-            return False
-        return bool(span.row["span_s"] < 86_400 or local_date(max(span.start, span.stop - 1), self.order) == self.row["date"])
-
-    def ledger(self) -> list[dict[str, Any]]:
-        """Its intervals within the date, counted and not."""
-        low, high = _bounds(self.row["date"], self.order)
-        entries = []
-        for span in self.spans:
-            for interval, (start, stop) in zip(span.intervals, span.placed, strict=True):
-                within = max(0, min(stop, high) - max(start, low))
-                if within:
-                    entries.append(
-                        {
-                            "session_id": span.row["session_id"],
-                            "from": interval["from_utc"],
-                            "to": interval["to_utc"],
-                            "seconds": within / 1000,
-                            "counted": interval["class"] == "infusing",
-                            "why": interval["class"],
-                        }
-                    )
-        return entries
+from transforms import tables
+from transforms.block import Ints
+from transforms.codes import BIT, named
+from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
+from transforms.groups import Bools, begins, covered, distinct, either, expand, has, listed
+from transforms.orders import local
 
 
-def days_of(spans: list[Span]) -> list[Day]:
-    """The therapy days of one patient: each order and local date with an infusing or unknown second."""
-    of_day: dict[tuple[str, date], list[Span]] = defaultdict(list)
-    for span in spans:
-        touched = {day for low, high in (*span.infusing, *span.unknown) if high > low for day in _dates(low, high, span.order)}
-        for day in touched:
-            of_day[span.order.order_id, day].append(span)
-    return [_day(day, mine) for (_, day), mine in of_day.items()]
+@dataclass(frozen=True)
+class Days:
+    """Each order and local date with an infusing or unknown second, by order and date, and the sessions that have it."""
+
+    spans: Spans
+    order: Ints
+    day: Ints
+    low: Ints
+    high: Ints
+    """The date as UTC ms, half open."""
+    of_member: Ints
+    member: Ints
+    """Spans, and of each which of the days."""
+    infusing_ms: Ints
+    unknown_ms: Ints
+    continuous: Bools
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def left_open(self) -> Bools:
+        """Where an open session leaves a date open: its last, or all of its dates while it spans less than 24 h."""
+        spans, terms = self.spans, self.spans.terms
+        last = terms.days(np.maximum(spans.start, spans.stop - 1), spans.order)
+        is_open = spans.flags & BIT["SESSION_OPEN"] != 0
+        brief = spans.ints("span_s") < 86_400
+        left = is_open[self.member] & (brief[self.member] | (last[self.member] == self.day[self.of_member]))
+        return has(self.of_member, left, len(self))
+
+    def pump_ids(self) -> pa.Array:
+        """The pumps of each."""
+        rank, names = self.spans.pump
+        firsts, _ = distinct(self.of_member, rank[self.member])
+        return listed(self.of_member[firsts], pa.array(names, pa.string()).take(pa.array(rank[self.member[firsts]])), len(self))
+
+    def table(self) -> pa.Table:
+        """DAYS."""
+        terms = self.spans.terms
+        told, which = np.unique(either(self.of_member, self.spans.flags[self.member], len(self)), return_inverse=True)
+        columns = {
+            "order_id": pa.array([order.order_id for order in terms.orders], pa.string()).take(pa.array(self.order)),
+            "patient_id": pa.array([order.patient_id for order in terms.orders], pa.string()).take(pa.array(self.order)),
+            "pump_ids": self.pump_ids(),
+            "date": pa.array(self.day.astype(np.int32), pa.int32()).cast(pa.date32()),
+            "infusing_s": self.infusing_ms // 1000,
+            "unknown_s": self.unknown_ms // 1000,
+            "continuous": self.continuous,
+            "flags": pa.array([sorted(named(bits)) for bits in told.tolist()], pa.list_(pa.string())).take(pa.array(which)),
+        }
+        return pa.table(columns, schema=tables.DAYS)
 
 
-def _day(day: date, spans: list[Span]) -> Day:
-    order = spans[0].order
-    low, high = _bounds(day, order)
-    row = {
-        "order_id": order.order_id,
-        "patient_id": order.patient_id,
-        "pump_ids": sorted({span.row["pump_id"] for span in spans}),
-        "date": day,
-        "infusing_s": length(_clip((iv for span in spans for iv in span.infusing), low, high)) // 1000,
-        "unknown_s": length(_clip((iv for span in spans for iv in span.unknown), low, high)) // 1000,
-        "continuous": any(span.row["continuous_s"] > 0 and span.row["span_s"] >= 86_400 for span in spans),
-        "flags": sorted({flag for span in spans for flag in span.row["flags"]}),
-    }
-    return Day(order, tuple(spans), row)
+def days_of(spans: Spans) -> Days:
+    """The therapy days of all sessions."""
+    terms = spans.terms
+    pieces = np.flatnonzero(((spans.what == INFUSING) | (spans.what == UNKNOWN)) & (spans.high > spans.low))
+    owner = spans.owner[pieces]
+    first, last = terms.days(spans.low[pieces], spans.order[owner]), terms.days(spans.high[pieces] - 1, spans.order[owner])
+    place, day = expand(first, last + 1)
+    piece, owner = pieces[place], owner[place]
+    by = np.lexsort((owner, day, spans.order[owner]))
+    piece, owner, day = piece[by], owner[by], day[by]
+    new = begins(spans.order[owner], day)
+    group = np.cumsum(new) - 1
+    order, date_ = spans.order[owner[new]], day[new]
+    low, high = terms.midnights(date_, order)
+    begin, end = np.maximum(spans.low[piece], low[group]), np.minimum(spans.high[piece], high[group])
+    lasts = []
+    for what in (INFUSING, UNKNOWN):
+        mine = spans.what[piece] == what
+        lasts.append(covered(group[mine], begin[mine], end[mine], len(order)))
+    one_each = begins(group, owner)
+    long = (spans.ints("continuous_s") > 0) & (spans.ints("span_s") >= 86_400)
+    continuous = has(group, long[owner], len(order))
+    return Days(spans, order, date_, low, high, group[one_each], owner[one_each], lasts[0], lasts[1], continuous)
 
 
-def split_by_day(encounter: Encounter) -> Iterator[tuple[date, int, dict[str, int]]]:
+def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date, int, dict[str, int]]]:
     """An encounter's minutes and units by local date, equal in total to those of the whole: each unit stands where it was reached."""
-    setup = encounter.rules.rule("setup")
-    counting = [s for s in encounter.setups[1:] if s["pump_setup"] and s["new_site"] == "yes"]
-    before_ms, before = 0, dict.fromkeys(encounter.units, 0)
-    dates = encounter.dates
-    for day in dates:
-        low, high = _bounds(day, encounter.order)
-        before_ms += length(_clip((iv for span in encounter.spans for iv in span.infusing), low, high))
-        minutes = encounter.minutes if day == dates[-1] else min(encounter.minutes, before_ms // 60_000)
-        reached = encounter.rules.units(minutes)
-        units = {code: reached.get(code, 0) - before[code] for code in encounter.units if reached.get(code, 0) > before[code]}
-        if setup is not None and setup.code in encounter.units:
+    spans, terms, rules, setups = encounters.spans, encounters.terms, encounters.rule(encounter), encounters.setups
+    assert setups is not None
+    setup, minutes_of_all, units_of_all = rules.rule("setup"), int(encounters.minutes[encounter]), encounters.units_of(encounter)
+    counting = setups.at[setups.counting & (setups.encounter == encounter)].tolist()
+    mine = np.concatenate([np.arange(*spans.bounds[one : one + 2]) for one in encounters.of(encounter).tolist()])
+    mine = mine[spans.what[mine] == INFUSING]
+    days = np.arange(encounters.day[encounter], encounters.last_day[encounter] + 1)
+    order = int(encounters.order[encounter])
+    low, high = terms.midnights(days, np.full(len(days), order))
+    before_ms, before = 0, dict.fromkeys(units_of_all, 0)
+    for number, (begin, end) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        day = day_of(int(days[number]))
+        within = covered(np.zeros(len(mine), dtype=np.int64), np.maximum(spans.low[mine], begin), np.minimum(spans.high[mine], end), 1)
+        before_ms += int(within[0])
+        minutes = minutes_of_all if number == len(days) - 1 else min(minutes_of_all, before_ms // 60_000)
+        reached = rules.units(minutes)
+        units = {code: reached.get(code, 0) - before[code] for code in units_of_all if reached.get(code, 0) > before[code]}
+        if setup is not None and setup.code in units_of_all:
             units.pop(setup.code, None)
-            if counting and local(counting[0]["at"], encounter.order.zone).date() == day:
-                units[setup.code] = encounter.units[setup.code]
+            if counting and local(counting[0], terms.orders[order].zone).date() == day:
+                units[setup.code] = units_of_all[setup.code]
         before = {code: max(n, reached.get(code, 0)) for code, n in before.items()}
         yield day, minutes, units
-
-
-def _bounds(day: date, order: Order) -> tuple[int, int]:
-    """A local date as UTC ms, half open."""
-    midnight = datetime.combine(day, time())
-    return utc_ms(midnight, order.zone), utc_ms(midnight + timedelta(days=1), order.zone)
-
-
-def _dates(low: int, high: int, order: Order) -> list[date]:
-    first, last = local_date(low, order), local_date(high - 1, order)
-    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
-
-
-def _clip(intervals: Iterable[tuple[int, int]], low: int, high: int) -> Iterable[tuple[int, int]]:
-    return ((max(start, low), min(stop, high)) for start, stop in intervals)

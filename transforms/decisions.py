@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from devices.contract import AlarmClass, Kind
 from transforms.clock import NO_ANCHOR
 from transforms.codes import SAYS
+from transforms.orders import Orders
 from transforms.tables import identify
 
 SITE, STOP, CLOCK, CLEAR, HOLD, VOID, NOTE, UNDO = "confirm-site", "stop", "confirm-clock", "clear", "hold", "void", "note", "undo"
@@ -383,9 +384,12 @@ class Review:
             self._released[row["patient_id"]].append(row)
         self._applied = frozenset(applied)
 
-    def patients(self) -> set[str]:
-        """Those of whom lines were released."""
-        return set(self._released)
+    def concerned(self, orders: Orders) -> set[str]:
+        """The patients whom decisions are about, of whom lines were released, or who have a pump of which any were."""
+        pumps = {pump for rows in self._released.values() for row in rows for pump in row["pump_ids"]}
+        return {*self._released, *(order.patient_id for pump in pumps for order in orders.of_pump(pump))} | {
+            patient for patient in self._decided if patient is not None
+        }
 
     def lapsed(self, patient_id: str) -> list[Decision]:
         """The decisions that no longer shape the facts of a patient's pumps."""

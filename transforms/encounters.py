@@ -1,22 +1,35 @@
-"""Encounters (docs/semantics.md §6): sessions on one time line, grouped, with their minutes, set-ups and units."""
+"""Encounters (docs/semantics.md §6): sessions on one time line, grouped, with their minutes, set-ups and units.
+
+All patients at once, as arrays: a *span* is a session that has an order, an *encounter* a group of spans, and `member` with `bounds`
+says which spans are of which.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from transforms.orders import Order, Orders, local, utc_ms
+from transforms.block import NONE, Ints, booleans, coded, milliseconds
+from transforms.codes import BIT
+from transforms.groups import Bools, begins, covered, distinct, either, expand, has, total, words
+from transforms.orders import Order, Orders, local, local_ms, utc_ms
 from transforms.ruleset import RuleSet
 from transforms.tables import identify
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_Date = date
-_SITE = {"no": 0, "possible": 1, "yes": 2}
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a pump prints has no zone
+_DAY_MS = 86_400_000
+_FIRST_DAY = date(1970, 1, 1).toordinal()
+INFUSING, UNKNOWN = 0, 1
+_CLASSES = {"infusing": INFUSING, "unknown": UNKNOWN}
+_SITES = {"no": 0, "possible": 1, "yes": 2}
+_POSSIBLE, _YES = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,100 +42,14 @@ class Facts:
     doubts: pa.Table
 
 
-@dataclass(slots=True)
-class Span:
-    """A session as billing sees it: times in UTC ms, or in printed time read in the order's zone where UTC is unknown."""
-
-    row: dict[str, Any]
-    order: Order
-    start: int
-    stop: int
-    infusing: list[tuple[int, int]]
-    unknown: list[tuple[int, int]]
-    intervals: list[dict[str, Any]]
-    """Its rows of INTERVALS, times as UTC ms."""
-    placed: list[tuple[int, int]]
-    """Where each of them lies on this time line."""
-    infusing_ms: int
-    unknown_ms: int
+def day_of(number: int) -> date:
+    """A date by its number of days since 1970."""
+    return date.fromordinal(number + _FIRST_DAY)
 
 
-@dataclass(slots=True)
-class Encounter:
-    """The sessions that "once per encounter" ranges over, with what is found of them."""
-
-    order: Order
-    rules: RuleSet
-    date: date
-    encounter_id: str
-    spans: list[Span]
-    minutes: int = 0
-    codes: set[str] = field(default_factory=set)
-    setups: list[dict[str, Any]] = field(default_factory=list)
-    units: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def eligible(self) -> bool:
-        """Whether this rule set has lines for it at all."""
-        return self.rules.covers(self.order.route, self.order.drug)
-
-    @property
-    def dates(self) -> list[_Date]:
-        """The local dates that its lines stand on."""
-        if self.rules.policies.midnight == "start_date":
-            return [self.date]
-        last = max(local_date(span.stop, self.order) for span in self.spans)
-        return [self.date + timedelta(days=n) for n in range(max(0, (last - self.date).days) + 1)]
-
-    @property
-    def stake(self) -> int:
-        """Whole minutes, infused or unknown."""
-        return self.minutes + sum(span.unknown_ms for span in self.spans) // 60_000
-
-
-def milliseconds(instant: datetime | None) -> int | None:
-    """A UTC time as ms since 1970."""
-    return None if instant is None else round((instant - _EPOCH) / timedelta(milliseconds=1))
-
-
-def spans_of(facts: Facts, orders: Orders) -> list[Span]:
-    """Sessions that have an order, with their intervals on one time line."""
-    of_session: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for interval in _in_ms(facts.intervals, "from_utc", "to_utc").to_pylist():
-        of_session[interval["session_id"]].append(interval)
-    spans = []
-    for row in facts.sessions.to_pylist():
-        order = next((o for o in orders.of_id(row["order_id"]) if o.pump_id == row["pump_id"]), None) if row["order_id"] else None
-        if order is None:
-            continue
-        intervals = of_session[row["session_id"]]
-        start = milliseconds(row["start"])
-        timed = start is not None and all(i["from_utc"] is not None and i["to_utc"] is not None for i in intervals)
-        if start is None:
-            start = utc_ms(row["printed_start"], order.zone) if row["printed_start"] is not None else order.start_ms
-        begin = intervals[0]["from_ms"] if intervals else 0
-        of_class: dict[str, list[tuple[int, int]]] = {"infusing": [], "unknown": []}
-        placed: list[tuple[int, int]] = []
-        lasting = {"infusing": 0, "unknown": 0}
-        stop = start
-        for interval in intervals:
-            low, high = interval["from_ms"], interval["to_ms"]
-            at = (interval["from_utc"], interval["to_utc"]) if timed else (start + low - begin, start + high - begin)
-            stop = max(stop, at[1])
-            placed.append(at)
-            if interval["class"] in of_class:
-                of_class[interval["class"]].append(at)
-                lasting[interval["class"]] += high - low
-        infusing, unknown = of_class["infusing"], of_class["unknown"]
-        spans.append(Span(row, order, start, stop, infusing, unknown, intervals, placed, lasting["infusing"], lasting["unknown"]))
-    return sorted(spans, key=lambda s: (s.order.patient_id, s.start, s.row["session_id"]))
-
-
-def _in_ms(table: pa.Table, *columns: str) -> pa.Table:
-    """A table with some of its times as UTC ms."""
-    for name in columns:
-        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.int64()))
-    return table
+def number_of(day: date) -> int:
+    """The inverse of `day_of`."""
+    return day.toordinal() - _FIRST_DAY
 
 
 def local_date(instant_ms: int, order: Order) -> date:
@@ -130,102 +57,407 @@ def local_date(instant_ms: int, order: Order) -> date:
     return local(instant_ms, order.zone).date()
 
 
-def encounters_of(spans: list[Span], rule_sets: Mapping[str, RuleSet]) -> list[Encounter]:
-    """Sessions of one patient, grouped into encounters by the policy of their order's rule set."""
-    found: dict[tuple[str, ...], Encounter] = {}
-    for span in spans:
-        order, rules = span.order, rule_sets[span.order.rule_set]
-        if span.row["start"] is None and span.row["printed_start"] is not None:
-            day = span.row["printed_start"].date()
-        else:
-            day = local_date(span.start, order)
-        key = [order.order_id, day.isoformat()]
-        if rules.policies.encounter == "session":
-            key.append(span.row["session_id"])
-        encounter = found.get(tuple(key))
-        if encounter is None:
-            encounter_id = identify("encounter", order.patient_id, *key)
-            encounter = found[tuple(key)] = Encounter(order, rules, day, encounter_id, [])
-        encounter.spans.append(span)
-    return [found[key] for key in sorted(found)]
+def _read(printed_ms: int, order: Order) -> int:
+    """What a pump printed, read in the order's zone, as UTC ms."""
+    return utc_ms(_EPOCH + timedelta(milliseconds=printed_ms), order.zone)
 
 
-def count(encounter: Encounter, setups: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Minutes, set-ups and units of one encounter: seconds first, then whole minutes, once."""
-    logs: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for span in encounter.spans:
-        logs[span.row["pump_id"], span.row["stretch"]] += span.infusing
-    twice = sum(length(log) for log in logs.values()) - length(iv for log in logs.values() for iv in log)
-    encounter.minutes = (sum(span.infusing_ms for span in encounter.spans) - twice) // 60_000
-    encounter.units = encounter.rules.units(encounter.minutes)
-    encounter.setups = _setups(encounter, setups)
-    initial, setup = encounter.rules.rule("initial"), encounter.rules.rule("setup")
-    counting = [s for s in encounter.setups[1:] if s["pump_setup"] and s["new_site"] == "yes"]
-    if counting and setup is not None:
-        if initial is not None and initial.code in encounter.units:
-            encounter.units[setup.code] = setup.units
-        elif encounter.eligible:
-            encounter.codes.add("ADDON_WITHOUT_INITIAL")
-    for further in encounter.setups[1:]:
-        if further["new_site"] == "yes" and not further["pump_setup"]:
-            encounter.codes.add("SITE_CHANGE_NO_PUMP_SETUP")
-        if further["new_site"] == "possible" and further["pump_setup"]:
-            encounter.codes.add("POSSIBLE_SITE_CHANGE")
-    if len(counting) > 1:
-        encounter.codes.add("SECOND_96371")
+class Terms:
+    """The orders that some sessions have, by rank of their ids, and what the rule set of each says."""
+
+    def __init__(self, named: Collection[str], orders: Orders, rule_sets: Mapping[str, RuleSet]) -> None:
+        self.orders = [orders.of_id(name)[0] for name in sorted(named)]
+        self.rank = {order.order_id: rank for rank, order in enumerate(self.orders)}
+        self.patients = sorted({order.patient_id for order in self.orders})
+        place = {patient: rank for rank, patient in enumerate(self.patients)}
+        self.patient = np.array([place[order.patient_id] for order in self.orders], dtype=np.int64)
+        self.rule_sets = list(rule_sets.values())
+        number = {rules.name: n for n, rules in enumerate(self.rule_sets)}
+        self.rules = np.array([number[rule_sets[order.rule_set].name] for order in self.orders], dtype=np.int64)
+        self.eligible = np.array([self.rules_of(n).covers(order.route, order.drug) for n, order in enumerate(self.orders)], dtype=np.bool_)
+        self._zones = sorted({order.tz for order in self.orders})
+        zone = {name: n for n, name in enumerate(self._zones)}
+        self._zone = np.array([zone[order.tz] for order in self.orders], dtype=np.int64)
+
+    def rules_of(self, order: int) -> RuleSet:
+        """The rule set of an order."""
+        return self.rule_sets[int(self.rules[order])]
+
+    def per_rules(self, tell: Any, kind: Any = np.int64) -> Any:
+        """What a function tells of each rule set, for each order."""
+        return np.array([tell(rules) for rules in self.rule_sets], dtype=kind)[self.rules]
+
+    def days(self, instants: Ints, order: Ints) -> Ints:
+        """The local dates of UTC instants in the zones of these orders."""
+        found = np.empty(len(instants), dtype=np.int64)
+        zone = self._zone[order]
+        for number in np.unique(zone).tolist():
+            mine = zone == number
+            tz = self.orders[int(np.flatnonzero(self._zone == number)[0])].zone
+            found[mine] = local_ms(instants[mine], tz) // _DAY_MS
+        return found
+
+    def midnights(self, day: Ints, order: Ints) -> tuple[Ints, Ints]:
+        """Local dates as UTC ms, half open."""
+        first, which = distinct(day, self._zone[order])
+        told = []
+        for row in first.tolist():
+            midnight = datetime.fromordinal(int(day[row]) + _FIRST_DAY)
+            tz = self.orders[order[row]].zone
+            told.append((utc_ms(midnight, tz), utc_ms(midnight + timedelta(days=1), tz)))
+        bounds = np.array(told, dtype=np.int64).reshape(-1, 2)[which]
+        return bounds[:, 0], bounds[:, 1]
 
 
-def _setups(encounter: Encounter, setups: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The encounter's set-ups by time; those of one pump with too little infusion between them are one, corrected."""
-    separation_ms = encounter.rules.policies.setup_separation_min * 60_000
-    by_pump: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for span in encounter.spans:
-        for setup in setups.get(span.row["session_id"], ()):
-            at = milliseconds(setup["time"])
-            if at is None and setup["printed_time"] is not None:
-                at = utc_ms(setup["printed_time"], encounter.order.zone)
-            by_pump[setup["pump_id"]].append({**setup, "at": at if at is not None else span.start})
-    merged: list[dict[str, Any]] = []
-    for pump, mine in sorted(by_pump.items()):
-        mine.sort(key=lambda s: (s["at"], s["setup_id"]))
-        kept: list[dict[str, Any]] = []
-        for setup in mine:
-            if kept and _infusion_between(encounter, pump, kept[-1], setup) < separation_ms:
-                last = kept[-1]
-                site = max(last["new_site"], setup["new_site"], key=lambda s: _SITE[s])
-                kept[-1] = {
-                    **setup,
-                    "pump_setup": last["pump_setup"] or setup["pump_setup"],
-                    "new_site": site,
-                    "evidence": last["evidence"] + setup["evidence"],
-                }
-            else:
-                kept.append(setup)
-        merged += kept
-    # Of two at the same instant the one that counts comes first, where it may be the one inside the initial code.
-    return sorted(merged, key=lambda s: (s["at"], not (s["pump_setup"] and s["new_site"] == "yes"), s["setup_id"]))
+@dataclass(frozen=True)
+class Spans:
+    """Sessions that have an order, by patient, start and id: times in UTC ms, or in printed time read in the order's zone where UTC is
+    unknown. Those of span n have their intervals from `bounds[n]` to `bounds[n + 1]`."""
+
+    facts: Facts
+    terms: Terms
+    row: Ints
+    """Of SESSIONS."""
+    order: Ints
+    start: Ints
+    stop: Ints
+    day: Ints
+    """The local date that it counts for."""
+    first_day: Ints
+    last_day: Ints
+    """The local dates of start and stop."""
+    bounds: Ints
+    interval: Ints
+    """Of each interval the row of INTERVALS."""
+    low: Ints
+    high: Ints
+    """Where it lies on this time line."""
+    from_ms: Ints
+    to_ms: Ints
+    """The same on the elapsed time of its stretch."""
+    what: Ints
+    """Its class: INFUSING, UNKNOWN, or -1."""
+
+    @cached_property
+    def patient(self) -> Ints:
+        """The rank of its patient."""
+        return self.terms.patient[self.order]
+
+    @cached_property
+    def owner(self) -> Ints:
+        """Of each interval its span."""
+        return np.repeat(np.arange(len(self.row)), np.diff(self.bounds))
+
+    def lasting(self, what: int) -> Ints:
+        """Ms of elapsed time of a class."""
+        return total(self.owner, np.where(self.what == what, self.to_ms - self.from_ms, 0), len(self.row))
+
+    def of(self, name: str) -> pa.Array:
+        """A column of SESSIONS."""
+        return self.facts.sessions[name].combine_chunks().take(pa.array(self.row))
+
+    def ints(self, name: str) -> Ints:
+        """A column of whole numbers of SESSIONS."""
+        return np.asarray(self.facts.sessions[name].to_numpy(), dtype=np.int64)[self.row]
+
+    @cached_property
+    def flags(self) -> Ints:
+        """The codes of the session, as bits."""
+        lists = self.of("flags")
+        told = lists.flatten().dictionary_encode()
+        bits = np.array([BIT[name] for name in told.dictionary.to_pylist()], dtype=np.int64)
+        owner = np.repeat(np.arange(len(self.row)), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+        return either(owner, bits[told.indices.to_numpy(zero_copy_only=False)], len(self.row))
+
+    @cached_property
+    def pump(self) -> tuple[Ints, list[str]]:
+        """The rank of its pump, and the pumps."""
+        rank, names = words(self.facts.sessions["pump_id"])
+        return rank[self.row], names
+
+    @cached_property
+    def session_ids(self) -> list[str]:
+        """The ids of the sessions."""
+        ids: list[str] = self.of("session_id").to_pylist()
+        return ids
+
+    @cached_property
+    def evidence(self) -> list[str]:
+        """The hashes of what the sessions rest on."""
+        hashes: list[str] = self.of("evidence_hash").to_pylist()
+        return hashes
 
 
-def _infusion_between(encounter: Encounter, pump: str, one: dict[str, Any], other: dict[str, Any]) -> int:
-    """Milliseconds that a pump infused between two set-ups: on elapsed time where one stretch holds both."""
-    total = 0
-    for span in encounter.spans:
-        if span.row["pump_id"] != pump:
+def spans_of(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet]) -> Spans:
+    """Sessions that have an order, with their intervals on one time line."""
+    sessions, intervals = facts.sessions, facts.intervals
+    order, order_ids = words(sessions["order_id"])
+    pump, pump_ids = words(sessions["pump_id"])
+    rows = np.flatnonzero(order >= 0)
+    firsts, which = distinct(order[rows], pump[rows])
+    pairs = [(order_ids[order[row]], pump_ids[pump[row]]) for row in rows[firsts].tolist()]
+    own = [next((o for o in orders.of_id(name) if o.pump_id == pump_id), None) for name, pump_id in pairs]
+    terms = Terms({one.order_id for one in own if one is not None}, orders, rule_sets)
+    rank = np.array([-1 if one is None else terms.rank[one.order_id] for one in own], dtype=np.int64)[which]
+    begins_at = np.array([0 if one is None else one.start_ms for one in own], dtype=np.int64)[which]
+    rows, begins_at, rank = rows[rank >= 0], begins_at[rank >= 0], rank[rank >= 0]
+
+    start = milliseconds(sessions["start"])[rows]
+    printed = milliseconds(sessions["printed_start"])[rows]
+    known = start != NONE
+    for at in np.flatnonzero(~known).tolist():
+        start[at] = begins_at[at] if printed[at] == NONE else _read(int(printed[at]), terms.orders[rank[at]])
+    names = pc.rank(sessions["session_id"], tiebreaker="first").to_numpy()[rows].astype(np.int64)
+    by = np.lexsort((names, start, terms.patient[rank]))
+    rows, start, printed, known, rank = rows[by], start[by], printed[by], known[by], rank[by]
+
+    span_of = np.full(sessions.num_rows + 1, -1, dtype=np.int64)
+    span_of[rows] = np.arange(len(rows))
+    of_row = pc.index_in(intervals["session_id"], value_set=sessions["session_id"]).fill_null(sessions.num_rows).to_numpy()
+    owner = span_of[of_row]
+    taken = np.flatnonzero(owner >= 0)
+    taken = taken[np.argsort(owner[taken], kind="stable")]
+    owner = owner[taken]
+    bounds = np.searchsorted(owner, np.arange(len(rows) + 1))
+    from_ms, to_ms = (np.asarray(intervals[name].to_numpy(), dtype=np.int64)[taken] for name in ("from_ms", "to_ms"))
+    from_utc, to_utc = (milliseconds(intervals[name])[taken] for name in ("from_utc", "to_utc"))
+    timed = known & ~has(owner, (from_utc == NONE) | (to_utc == NONE), len(rows))
+    first_ms = np.append(from_ms, 0)[np.minimum(bounds[:-1], len(from_ms))]
+    low = np.where(timed[owner], from_utc, start[owner] + from_ms - first_ms[owner])
+    high = np.where(timed[owner], to_utc, start[owner] + to_ms - first_ms[owner])
+    stop = start.copy()
+    np.maximum.at(stop, owner, high)
+    first_day = terms.days(start, rank)
+    return Spans(
+        facts=facts,
+        terms=terms,
+        row=rows,
+        order=rank,
+        start=start,
+        stop=stop,
+        day=np.where(~known & (printed != NONE), printed // _DAY_MS, first_day),
+        first_day=first_day,
+        last_day=terms.days(stop, rank),
+        bounds=bounds,
+        interval=taken,
+        low=low,
+        high=high,
+        from_ms=from_ms,
+        to_ms=to_ms,
+        what=coded(intervals["class"], _CLASSES)[taken],
+    )
+
+
+@dataclass
+class Encounters:
+    """The sessions that "once per encounter" ranges over, by order and date, with what is found of them."""
+
+    spans: Spans
+    order: Ints
+    day: Ints
+    member: Ints
+    """Spans, those of each encounter together."""
+    bounds: Ints
+    ids: list[str]
+    minutes: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    codes: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """What was found, as bits."""
+    line_codes: list[str] = field(default_factory=list)
+    """The codes that its rule sets propose, sorted."""
+    units: Ints = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
+    """Of each encounter and each of these codes."""
+    setups: Setups | None = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def terms(self) -> Terms:
+        """The orders."""
+        return self.spans.terms
+
+    @cached_property
+    def of_member(self) -> Ints:
+        """Of each member its encounter."""
+        return np.repeat(np.arange(len(self)), np.diff(self.bounds))
+
+    @cached_property
+    def eligible(self) -> Bools:
+        """Whether the rule set has lines for it at all."""
+        found: Bools = self.terms.eligible[self.order]
+        return found
+
+    @cached_property
+    def last_day(self) -> Ints:
+        """The last of the local dates that its lines stand on; `day` is the first."""
+        split = self.terms.per_rules(lambda rules: rules.policies.midnight != "start_date", np.bool_)[self.order]
+        last = self.day.copy()
+        np.maximum.at(last, self.of_member, self.spans.last_day[self.member])
+        return np.where(split, last, self.day)
+
+    @cached_property
+    def stake(self) -> Ints:
+        """Whole minutes, infused or unknown."""
+        return self.minutes + total(self.of_member, self.spans.lasting(UNKNOWN)[self.member], len(self)) // 60_000
+
+    @cached_property
+    def pieces(self) -> tuple[Ints, Ints]:
+        """The intervals that infuse: of each its encounter, and which of the intervals of the spans it is."""
+        spans = self.spans
+        member, interval = expand(spans.bounds[self.member], spans.bounds[self.member + 1])
+        infuses = spans.what[interval] == INFUSING
+        return self.of_member[member[infuses]], interval[infuses]
+
+    def rule(self, encounter: int) -> RuleSet:
+        """The rule set of an encounter."""
+        return self.terms.rules_of(int(self.order[encounter]))
+
+    def of(self, encounter: int) -> Ints:
+        """The spans of an encounter."""
+        return self.member[self.bounds[encounter] : self.bounds[encounter + 1]]
+
+    def units_of(self, encounter: int) -> dict[str, int]:
+        """Code → units of an encounter."""
+        return {code: units for code, units in zip(self.line_codes, self.units[encounter].tolist(), strict=True) if units}
+
+
+@dataclass(frozen=True)
+class Setups:
+    """The set-ups of encounters by time, those with too little infusion between them as one."""
+
+    encounter: Ints
+    at: Ints
+    is_pump: Bools
+    is_site: Bools
+    further: Bools
+    """All but the first of its encounter."""
+    row_of: Ints
+    rows: Ints
+    """Which rows of SETUPS: `rows[n]` is of set-up `row_of[n]`'s encounter."""
+
+    @property
+    def counting(self) -> Bools:
+        """Further set-ups that count."""
+        found: Bools = self.further & self.is_pump & self.is_site
+        return found
+
+
+def encounters_of(spans: Spans) -> Encounters:
+    """Sessions of each patient, grouped into encounters by the policy of their order's rule set, with minutes, set-ups and units."""
+    terms = spans.terms
+    by_time = terms.per_rules(lambda rules: rules.basis != "day", np.bool_)[spans.order]
+    alone = terms.per_rules(lambda rules: rules.policies.encounter == "session", np.bool_)[spans.order]
+    mine = np.flatnonzero(by_time)
+    session = np.where(alone[mine], mine, -1)
+    by = np.lexsort((mine, session, spans.day[mine], spans.order[mine]))
+    member, session = mine[by], session[by]
+    first = begins(spans.order[member], spans.day[member], session)
+    bounds = np.append(np.flatnonzero(first), len(member))
+    heads = member[bounds[:-1]]
+    days = {number: day_of(number).isoformat() for number in np.unique(spans.day[heads]).tolist()}
+    ids = []
+    for head, own in zip(heads.tolist(), alone[heads].tolist(), strict=True):
+        order = terms.orders[spans.order[head]]
+        key = [spans.session_ids[head]] if own else []
+        ids.append(identify("encounter", order.patient_id, order.order_id, days[int(spans.day[head])], *key))
+    found = Encounters(spans, spans.order[heads], spans.day[heads], member, bounds, ids)
+    found.codes = np.zeros(len(found), dtype=np.int64)
+    _count(found)
+    return found
+
+
+def _count(encounters: Encounters) -> None:
+    """Minutes, set-ups and units: seconds first, then whole minutes, once."""
+    spans, terms, many = encounters.spans, encounters.terms, len(encounters)
+    owner, piece = encounters.pieces
+    stretch, _ = words(spans.facts.sessions["stretch"])
+    log = (spans.pump[0] * (stretch.max(initial=0) + 1) + stretch[spans.row])[spans.owner[piece]]
+    firsts, logs = distinct(owner, log)
+    low, high = spans.low[piece], spans.high[piece]
+    apart = total(owner[firsts], covered(logs, low, high, len(firsts)), many)
+    twice = apart - covered(owner, low, high, many)
+    infused = total(encounters.of_member, spans.lasting(INFUSING)[encounters.member], many)
+    encounters.minutes = (infused - twice) // 60_000
+
+    rules = terms.rules[encounters.order]
+    encounters.line_codes = sorted({line.code for one in terms.rule_sets for line in one.lines})
+    column = {code: n for n, code in enumerate(encounters.line_codes)}
+    firsts, which = distinct(rules, encounters.minutes)
+    told = np.zeros((len(firsts), len(column)), dtype=np.int64)
+    for number, row in enumerate(firsts.tolist()):
+        for code, units in terms.rule_sets[rules[row]].units(int(encounters.minutes[row])).items():
+            told[number, column[code]] = units
+    encounters.units = told[which]
+
+    setups = encounters.setups = _setups(encounters)
+    counting = np.bincount(setups.encounter[setups.counting], minlength=many)
+    for number in np.unique(rules).tolist():
+        one = terms.rule_sets[number]
+        initial, setup = one.rule("initial"), one.rule("setup")
+        if setup is None:
             continue
-        if one["stretch"] == other["stretch"] == span.row["stretch"]:
-            low, high = one["elapsed_ms"], other["elapsed_ms"]
-            pieces = [(i["from_ms"], i["to_ms"]) for i in span.intervals if i["class"] == "infusing"]
-        else:
-            low, high, pieces = one["at"], other["at"], span.infusing
-        total += sum(max(0, min(stop, high) - max(start, low)) for start, stop in pieces)
-    return total
+        has_initial = encounters.units[:, column[initial.code]] > 0 if initial is not None else np.zeros(many, dtype=np.bool_)
+        mine = (rules == number) & (counting > 0)
+        encounters.units[mine & has_initial, column[setup.code]] = setup.units
+        encounters.codes[mine & ~has_initial & encounters.eligible] |= BIT["ADDON_WITHOUT_INITIAL"]
+    encounters.codes[counting > 1] |= BIT["SECOND_96371"]
 
 
-def length(intervals: Iterable[tuple[int, int]]) -> int:
-    """Length of the union of intervals."""
-    total, reached = 0, -(2**62)
-    for low, high in sorted(intervals):
-        if high > max(low, reached):
-            total += high - max(low, reached)
-            reached = high
-    return total
+def _setups(encounters: Encounters) -> Setups:
+    """The set-ups of encounters by time; those of one pump with too little infusion between them are one, corrected."""
+    spans, table, many = encounters.spans, encounters.spans.facts.setups, len(encounters)
+    encounter_of = np.full(len(spans.row) + 1, -1, dtype=np.int64)
+    encounter_of[encounters.member] = encounters.of_member
+    span_of = np.full(spans.facts.sessions.num_rows + 1, len(spans.row), dtype=np.int64)
+    span_of[spans.row] = np.arange(len(spans.row))
+    ids = spans.facts.sessions["session_id"]
+    of_row = pc.index_in(table["session_id"], value_set=ids, skip_nulls=True).fill_null(len(ids)).to_numpy()
+    rows = np.flatnonzero(encounter_of[span_of[of_row]] >= 0)
+    span = span_of[of_row[rows]]
+    owner = encounter_of[span]
+    at, printed = milliseconds(table["time"])[rows], milliseconds(table["printed_time"])[rows]
+    for one in np.flatnonzero((at == NONE) & (printed != NONE)).tolist():
+        at[one] = _read(int(printed[one]), encounters.terms.orders[encounters.order[owner[one]]])
+    at = np.where(at == NONE, spans.start[span], at)
+    names = pc.rank(table["setup_id"], tiebreaker="first").to_numpy()[rows].astype(np.int64)
+    pump = spans.pump[0][span]
+    by = np.lexsort((names, at, pump, owner))
+    rows, owner, at, pump, names = rows[by], owner[by], at[by], pump[by], names[by]
+
+    separation = encounters.terms.per_rules(lambda rules: rules.policies.setup_separation_min * 60_000, np.float64)
+    between = _infusion_between(encounters, rows, owner, at, pump)
+    apart = begins(owner, pump) | (between >= separation[encounters.order[owner]])
+    group = np.cumsum(apart) - 1
+    count = int(apart.sum())
+    is_pump = has(group, booleans(table["pump_setup"])[rows], count)
+    site = np.zeros(count, dtype=np.int64)
+    np.maximum.at(site, group, coded(table["new_site"], _SITES)[rows])
+    last = np.flatnonzero(np.append(apart[1:], True)) if count else np.empty(0, dtype=np.int64)
+    # Of two at the same instant the one that counts comes first, where it may be the one inside the initial code.
+    by = np.lexsort((names[last], ~(is_pump & (site == _YES)), at[last], owner[last]))
+    found_owner, is_pump, site = owner[last][by], is_pump[by], site[by]
+    further = ~begins(found_owner)
+    encounters.codes |= np.where(has(found_owner, further & (site == _YES) & ~is_pump, many), BIT["SITE_CHANGE_NO_PUMP_SETUP"], 0)
+    encounters.codes |= np.where(has(found_owner, further & (site == _POSSIBLE) & is_pump, many), BIT["POSSIBLE_SITE_CHANGE"], 0)
+    return Setups(found_owner, at[last][by], is_pump, site == _YES, further, owner, rows)
+
+
+def _infusion_between(encounters: Encounters, rows: Ints, owner: Ints, at: Ints, pump: Ints) -> Ints:
+    """Ms that a pump infused between each set-up and the one before it: on elapsed time where one stretch holds both."""
+    spans, table = encounters.spans, encounters.spans.facts.setups
+    elapsed = np.asarray(table["elapsed_ms"].to_numpy(), dtype=np.int64)[rows]
+    known = spans.facts.sessions["stretch"].unique()
+    stretch = pc.index_in(table["stretch"], value_set=known).fill_null(-1).to_numpy().astype(np.int64)[rows]
+    of_session = pc.index_in(spans.facts.sessions["stretch"], value_set=known).to_numpy().astype(np.int64)[spans.row]
+    of_piece, pieces = encounters.pieces
+    bounds = np.searchsorted(of_piece, np.arange(len(encounters) + 1))
+    pair, place = expand(bounds[owner], bounds[owner + 1])
+    piece = pieces[place]
+    span = spans.owner[piece]
+    mine = (pair > 0) & (spans.pump[0][span] == pump[pair])
+    pair, piece, span = pair[mine], piece[mine], span[mine]
+    before = pair - 1
+    within = (stretch[before] == stretch[pair]) & (stretch[pair] == of_session[span])
+    low, high = np.where(within, elapsed[before], at[before]), np.where(within, elapsed[pair], at[pair])
+    begin, end = np.where(within, spans.from_ms[piece], spans.low[piece]), np.where(within, spans.to_ms[piece], spans.high[piece])
+    return total(pair, np.maximum(0, np.minimum(end, high) - np.maximum(begin, low)), len(rows))

@@ -4,144 +4,261 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable
-from datetime import date
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from transforms.encounters import Encounter, Span, local_date, milliseconds
-from transforms.orders import Order, Orders
+import numpy as np
+
+from transforms.block import NONE, Ints, coded, milliseconds
+from transforms.codes import BIT, bits_of
+from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
+from transforms.groups import Bools, distinct, either, has
+from transforms.orders import Order, Orders, local_ms
+from transforms.ruleset import RuleSet
 from transforms.sessions import TIME_CODES
 
-_BOLUS_LIKE = ("pca", "clinician", "loading")
+_BOLUS_LIKE = {"pca": 0, "clinician": 0, "loading": 0}
+_DAY_MS = 86_400_000
 _DWELL_MS = 72 * 3_600_000
-_NEVER = 2**62
-_SESSION_INFORMS = ("DELIVERED_GT_DEMANDED", "GAPS_INVISIBLE")
-_SESSION_HOLDS = (*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH")
+_EVER = 2**62
+_FROM_SESSION = bits_of((*TIME_CODES, "LOCKOUT_VIOLATION", "VOLUME_MISMATCH", "DELIVERED_GT_DEMANDED", "GAPS_INVISIBLE"))
+_Row = Mapping[str, Any]
 
 
-def hold(encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, Any]], orders: Orders) -> None:
-    """Adds the codes of every encounter of one patient."""
-    reaches: dict[str, set[Reach]] = {}
-    of_session = {id(span): encounter for encounter in encounters for span in encounter.spans}
-    for encounter in encounters:
-        order, policies, m = encounter.order, encounter.rules.policies, encounter.minutes
-        flags = {flag for span in encounter.spans for flag in span.row["flags"]}
-        encounter.codes |= flags.intersection((*_SESSION_HOLDS, *_SESSION_INFORMS))
-        if order.order_id not in reaches:
-            reaches[order.order_id] = reach_of(doubts, order, orders)
-        for day in encounter.dates:
-            encounter.codes |= reached(reaches[order.order_id], day)
-        if not encounter.rules.in_force(encounter.date):
-            encounter.codes.add("NOT_IN_FORCE")
-        if encounter.eligible:
-            if m > policies.long_infusion_hold_min:
-                encounter.codes.add("OVER_8H")
-            further = encounter.rules.rule("further")
-            if further is not None and encounter.units.get(further.code, 0) > policies.unit_cap_96370:
-                encounter.codes.add("OVER_UNIT_CAP")
-            if any(s.row["route"] == "IV" and _touches(s, encounter) for s in spans):
-                encounter.codes.add("IV_SAME_ENCOUNTER")
-            if m and all(s.row["continuous_s"] == 0 and not _unknown_basal(s) for s in encounter.spans):
-                encounter.codes.add("DEMAND_ONLY")
-        _inform(encounter)
-    for one, other in _at_once(spans):
-        first, second = of_session.get(id(one)), of_session.get(id(other))
-        if first is None or second is None:
-            continue
-        if one.order.order_id == other.order.order_id and one.row["pump_id"] != other.row["pump_id"]:
-            first.codes.add("OVERLAPPING_PUMPS")
-            second.codes.add("OVERLAPPING_PUMPS")
-        elif one.order.order_id != other.order.order_id and first.eligible and second.eligible and first.rules.name == second.rules.name:
-            first.codes.add("SECOND_ORDER_SAME_DAY")
-            second.codes.add("SECOND_ORDER_SAME_DAY")
-    with_lines = [e for e in encounters if e.eligible and e.minutes > 0]
-    for encounter in with_lines:
-        if any(
-            e.date == encounter.date and e.order.order_id != encounter.order.order_id and e.rules.name == encounter.rules.name
-            for e in with_lines
-        ):
-            encounter.codes.add("SECOND_ORDER_SAME_DAY")
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a doubt says of an order: a code, and the days from and to which it may have been true; `_EVER` without bound."""
+
+    doubt_id: str
+    code: str
+    order: int
+    first: int
+    last: int
+
+    def touches(self, first: int, last: int) -> bool:
+        """Whether it reaches any day of these."""
+        return self.first <= last and first <= self.last
+
+    def __str__(self) -> str:
+        first, last = (None if abs(day) == _EVER else day_of(day) for day in (self.first, self.last))
+        return f"{self.doubt_id} {first} {last}"
 
 
-def causes(
-    code: str, encounter: Encounter, encounters: list[Encounter], spans: list[Span], doubts: list[dict[str, Any]], orders: Orders
-) -> list[str]:
-    """What, beside the evidence of an encounter's own sessions, makes a code hold it: another cause of the same code is another ground."""
-    policies = encounter.rules.policies
-    match code:
-        case "OVER_8H":
-            return [f"{encounter.minutes} over {policies.long_infusion_hold_min}"]
-        case "OVER_UNIT_CAP":
-            return [f"{sorted(encounter.units.items())} over {policies.unit_cap_96370}"]
-        case "NOT_IN_FORCE":
-            return [encounter.rules.version]
-        case "IV_SAME_ENCOUNTER":
-            return [_proof(span) for span in spans if span.row["route"] == "IV" and _touches(span, encounter)]
-        case "OVERLAPPING_PUMPS" | "SECOND_ORDER_SAME_DAY":
-            own = {id(span) for span in encounter.spans}
-            at_once = [pair for pair in _at_once(spans) if own.intersection(map(id, pair))]
-            others = [span for pair in at_once for span in pair if id(span) not in own]
-            if code == "SECOND_ORDER_SAME_DAY":
-                others += [
-                    s for e in encounters if e.date == encounter.date and e.order.order_id != encounter.order.order_id for s in e.spans
-                ]
-            return [_proof(span) for span in others]
-        case _:
-            return reach_causes(code, doubts, encounter.order, orders, encounter.dates)
-
-
-def _proof(span: Span) -> str:
-    return f"{span.row['session_id']} {span.row['evidence_hash']}"
-
-
-def reach_causes(code: str, doubts: Iterable[dict[str, Any]], order: Order, orders: Orders, dates: Iterable[date]) -> list[str]:
-    """The doubts of a code that reach any of these dates of an order, and how far they do."""
-    days = list(dates)
+def reaches_of(spans: Spans, orders: Orders) -> list[Reach]:
+    """How far what is not proved reaches into the orders: of their own sessions, and of cuts in the logs of all pumps that they name."""
+    terms, doubts = spans.terms, spans.facts.doubts
     found = []
-    for doubt in doubts:
-        if doubt["code"] == code:
-            for reach in reach_of([doubt], order, orders):
-                if any(reached([reach], day) for day in days):
-                    found.append(f"{doubt['doubt_id']} {reach[1]} {reach[2]}")
+    since, until = (milliseconds(doubts[name]).tolist() for name in ("from_utc", "to_utc"))
+    rows = doubts.select(["doubt_id", "code", "pump_id", "session_id", "order_id"]).to_pylist()
+    for row, low, high in zip(rows, since, until, strict=True):
+        cut = row["session_id"] is None
+        named = sorted({order.order_id for order in orders.of_pump(row["pump_id"])}) if cut else [row["order_id"]]
+        for order in (terms.rank[name] for name in named if name in terms.rank):
+            first = -_EVER if low == NONE else _day(low, terms.orders[order])
+            last = _EVER if high == NONE else _day(high, terms.orders[order])
+            found.append(Reach(row["doubt_id"], row["code"], order, first, last))
     return found
 
 
-Reach = tuple[str, date | None, date | None]
-"""A code, and the dates from and to which what it says may have been; None: without bound."""
-
-
-def reach_of(doubts: Iterable[dict[str, Any]], order: Order, orders: Orders) -> set[Reach]:
-    """How far what is not proved reaches into an order: of its own sessions, and of cuts in the logs of all pumps that it names."""
-    pumps = {one.pump_id for one in orders.of_id(order.order_id)}
-    found = set()
-    for doubt in doubts:
-        if doubt["session_id"] is None:
-            mine = doubt["pump_id"] in pumps
-        else:
-            mine = doubt["order_id"] == order.order_id and doubt["patient_id"] == order.patient_id
-        if mine:
-            low, high = milliseconds(doubt["from_utc"]), milliseconds(doubt["to_utc"])
-            found.add((doubt["code"], None if low is None else local_date(low, order), None if high is None else local_date(high, order)))
+def reach(reaches: Iterable[Reach], order: Ints, first: Ints, last: Ints) -> Ints:
+    """The codes that may have been true of something of an order between two days, as bits; sorted by order."""
+    found = np.zeros(len(order), dtype=np.int64)
+    for one in reaches:
+        mine = slice(*np.searchsorted(order, (one.order, one.order + 1)).tolist())
+        found[mine] |= np.where((one.first <= last[mine]) & (first[mine] <= one.last), BIT[one.code], 0)
     return found
 
 
-def reached(reaches: Iterable[Reach], day: date) -> set[str]:
-    """The codes that may have been true on this date."""
-    return {code for code, low, high in reaches if (low is None or low <= day) and (high is None or day <= high)}
+def _day(instant_ms: int, order: Order) -> int:
+    return int(local_ms(np.array([instant_ms], dtype=np.int64), order.zone)[0] // _DAY_MS)
 
 
-def _unknown_basal(span: Span) -> bool:
-    """Whether something other than a bolus may have been delivered in the seconds that nothing proves."""
-    return any(i["class"] == "unknown" and i["source"] not in _BOLUS_LIKE for i in span.intervals)
+class Holds:
+    """The codes of all encounters, and on what grounds each is there."""
+
+    def __init__(self, encounters: Encounters, reaches: list[Reach]) -> None:
+        self.encounters, self.spans, self.terms = encounters, encounters.spans, encounters.terms
+        self.reaches: dict[int, list[Reach]] = defaultdict(list)
+        for one in reaches:
+            self.reaches[one.order].append(one)
+        self._found = encounters.codes
+        many = len(encounters)
+        self.encounter_of = np.full(len(self.spans.row), -1, dtype=np.int64)
+        self.encounter_of[encounters.member] = encounters.of_member
+        self.patient = self.terms.patient[encounters.order]
+        self._found |= either(encounters.of_member, self.spans.flags[encounters.member] & _FROM_SESSION, many)
+        self._found |= reach(reaches, encounters.order, encounters.day, encounters.last_day)
+        self._by_rules()
+        self._of_spans()
+        self._of_patients()
+        self._sites()
+
+    def _add(self, code: str, where: Bools) -> None:
+        self._found[where] |= BIT[code]
+
+    def _by_rules(self) -> None:
+        """What only the order, its rules, the minutes and the date say."""
+        encounters, terms = self.encounters, self.terms
+        rules, m, eligible = terms.rules[encounters.order], encounters.minutes, encounters.eligible
+        firsts, which = distinct(rules, encounters.day)
+        in_force = [terms.rule_sets[rules[row]].in_force(day_of(int(encounters.day[row]))) for row in firsts.tolist()]
+        self._add("NOT_IN_FORCE", ~np.array(in_force, dtype=np.bool_)[which])
+        firsts, which = distinct(rules, m)
+        near = [_is_near(terms.rule_sets[rules[row]], int(m[row])) for row in firsts.tolist()]
+        self._add("NEAR_THRESHOLD", eligible & np.array(near, dtype=np.bool_)[which])
+        column = {code: n for n, code in enumerate(encounters.line_codes)}
+        for number in np.unique(rules).tolist():
+            one, mine = terms.rule_sets[number], eligible & (rules == number)
+            self._add("OVER_8H", mine & (m > one.policies.long_infusion_hold_min))
+            if (further := one.rule("further")) is not None:
+                self._add("OVER_UNIT_CAP", mine & (encounters.units[:, column[further.code]] > one.policies.unit_cap_96370))
+        self._add("LE_15_MIN", eligible & (m >= 1) & (m <= 15))
+        of_rule = np.array([order.route in terms.rules_of(n).routes for n, order in enumerate(terms.orders)], dtype=np.bool_)
+        home = np.array([order.place_of_service == "12" for order in terms.orders], dtype=np.bool_)
+        self._add("EXCLUDED_DRUG", ~eligible & of_rule[encounters.order])
+        self._add("ROUTE_NOT_SC", ~eligible & ~of_rule[encounters.order])
+        self._add("HOME_SETTING_USE_PER_DIEM", eligible & home[encounters.order])
+
+    def _of_spans(self) -> None:
+        """What its own sessions say."""
+        encounters, spans, many = self.encounters, self.spans, len(self.encounters)
+        member, owner, eligible = encounters.member, encounters.of_member, encounters.eligible
+
+        def add(code: str, true: Bools) -> None:
+            self._add(code, eligible & has(owner, true[member], many))
+
+        add("CROSS_MIDNIGHT", spans.first_day != spans.last_day)
+        add("KVO_EXCLUDED", spans.ints("kvo_s") > 0)
+        add("ALARM_PAUSE_EXCLUDED", spans.ints("alarm_s") > 0)
+        limits = [self.terms.rules_of(n).limit_ml_h(order.drug) for n, order in enumerate(self.terms.orders)]
+        limit = np.array([np.inf if one is None else one for one in limits], dtype=np.float64)[spans.order]
+        fastest = spans.facts.sessions["max_rate_ml_h"].fill_null(0.0).to_numpy()[spans.row]
+        add("RATE_ABOVE_THERAPY_LIMIT", fastest > limit)
+        self._add("GAP_OVER_LIMIT", eligible & (np.diff(encounters.bounds) > 1))
+        # Something other than a bolus may have been delivered in seconds that nothing proves.
+        other = (spans.what == UNKNOWN) & (coded(spans.facts.intervals["source"], _BOLUS_LIKE)[spans.interval] < 0)
+        basal = (spans.ints("continuous_s") > 0) | has(spans.owner, other, len(spans.row))
+        self._add("DEMAND_ONLY", eligible & (encounters.minutes > 0) & ~has(owner, basal[member], many))
+
+    def _of_patients(self) -> None:
+        """What other sessions of the patient say."""
+        encounters, spans, terms = self.encounters, self.spans, self.terms
+        for span in np.flatnonzero(self._is_iv).tolist():
+            self._found[self._touched_by(span)] |= BIT["IV_SAME_ENCOUNTER"]
+        for one, other in self._at_once(spans.patient):
+            first, second = int(self.encounter_of[one]), int(self.encounter_of[other])
+            if first < 0 or second < 0:
+                continue
+            pair = [first, second]
+            if spans.order[one] == spans.order[other]:
+                if spans.pump[0][one] != spans.pump[0][other]:
+                    self._found[pair] |= BIT["OVERLAPPING_PUMPS"]
+            elif encounters.eligible[pair].all() and encounters.rule(first).name == encounters.rule(second).name:
+                self._found[pair] |= BIT["SECOND_ORDER_SAME_DAY"]
+        rows = np.flatnonzero(encounters.eligible & (encounters.minutes > 0))
+        order = encounters.order[rows]
+        _, same = distinct(terms.patient[order], terms.rules[order], encounters.day[rows])
+        lowest = np.full(len(rows), _EVER, dtype=np.int64)
+        highest = np.full(len(rows), -1, dtype=np.int64)
+        np.minimum.at(lowest, same, order)
+        np.maximum.at(highest, same, order)
+        self._found[rows[(lowest != highest)[same]]] |= BIT["SECOND_ORDER_SAME_DAY"]
+
+    @cached_property
+    def _is_iv(self) -> Bools:
+        return np.array([order.route == "IV" for order in self.terms.orders], dtype=np.bool_)[self.spans.order]
+
+    def _touched_by(self, span: int) -> Ints:
+        """The eligible encounters of the same patient on whose date, in their own zone, a session was running."""
+        encounters = self.encounters
+        mine = np.flatnonzero((self.patient == self.spans.patient[span]) & encounters.eligible)
+        order = encounters.order[mine]
+        first, last = (self.terms.days(np.full(len(mine), at[span]), order) for at in (self.spans.start, self.spans.stop))
+        return mine[(first <= encounters.day[mine]) & (encounters.day[mine] <= last)]
+
+    def _at_once(self, patient: Ints) -> Iterator[tuple[int, int]]:
+        """Pairs of sessions of one patient that infuse at the same time."""
+        spans = self.spans
+        rows = np.flatnonzero((spans.what == INFUSING) & (spans.high > spans.low) & (patient[spans.owner] >= 0))
+        low, high, owner = spans.low[rows], spans.high[rows], spans.owner[rows]
+        whose = patient[owner]
+        by = np.lexsort((owner, high, low, whose))
+        low, high, owner, whose = low[by], high[by], owner[by], whose[by]
+        several = np.unique(whose[1:][(whose[1:] == whose[:-1]) & (low[1:] < high[:-1])])
+        for one in several.tolist():
+            mine = slice(*np.searchsorted(whose, (one, one + 1)).tolist())
+            yield from _pairs(zip(low[mine].tolist(), high[mine].tolist(), owner[mine].tolist(), strict=True))
+
+    def _sites(self) -> None:
+        """Encounters with more than 72 h on one site: from a new site to the end of infusion before the next."""
+        encounters, setups = self.encounters, self.encounters.setups
+        assert setups is not None
+        owner, piece = encounters.pieces
+        first = np.full(len(encounters), _EVER, dtype=np.int64)
+        last = np.full(len(encounters), -_EVER, dtype=np.int64)
+        np.minimum.at(first, owner, self.spans.low[piece])
+        np.maximum.at(last, owner, self.spans.high[piece])
+        bounds = np.searchsorted(owner, np.arange(len(encounters) + 1))
+        order, at = encounters.order[setups.encounter[setups.is_site]], setups.at[setups.is_site]
+        by = np.lexsort((at, order))
+        order, at = order[by], at[by]
+        of_order = np.searchsorted(order, np.arange(len(self.terms.orders) + 1))
+        sites_of = [at[low:high].tolist() for low, high in zip(of_order[:-1].tolist(), of_order[1:].tolist(), strict=True)]
+        has_pieces = np.flatnonzero(last > -_EVER)
+        for one, low, high in zip(has_pieces.tolist(), first[has_pieces].tolist(), last[has_pieces].tolist(), strict=True):
+            sites = sites_of[encounters.order[one]]
+            begin = max(0, bisect_right(sites, low) - 1)
+            for number in range(begin, bisect_left(sites, high)):
+                following = sites[number + 1] if number + 1 < len(sites) else _EVER
+                if min(high, following) - sites[number] > _DWELL_MS and self._dwells(one, bounds, sites[number], following):
+                    self._found[one] |= BIT["SITE_DWELL_LONG"]
+                    break
+
+    def _dwells(self, encounter: int, bounds: Ints, site: int, following: int) -> bool:
+        mine = self.encounters.pieces[1][bounds[encounter] : bounds[encounter + 1]]
+        low, high = self.spans.low[mine], self.spans.high[mine]
+        ends = np.minimum(high, following)[low < following]
+        return bool(len(ends) and ends.max() - site > _DWELL_MS)
+
+    def causes(self, code: str, encounter: int) -> list[str]:
+        """What, beside the evidence of its own sessions, makes a code hold an encounter: another cause is another ground."""
+        encounters, rules = self.encounters, self.encounters.rule(encounter)
+        match code:
+            case "OVER_8H":
+                return [f"{encounters.minutes[encounter]} over {rules.policies.long_infusion_hold_min}"]
+            case "OVER_UNIT_CAP":
+                return [f"{sorted(encounters.units_of(encounter).items())} over {rules.policies.unit_cap_96370}"]
+            case "NOT_IN_FORCE":
+                return [rules.version]
+            case "IV_SAME_ENCOUNTER":
+                iv = np.flatnonzero(self._is_iv & (self.spans.patient == self.patient[encounter])).tolist()
+                return [self._proof(span) for span in iv if encounter in self._touched_by(span)]
+            case "OVERLAPPING_PUMPS" | "SECOND_ORDER_SAME_DAY":
+                own = set(encounters.of(encounter).tolist())
+                patient = self.spans.patient
+                at_once = self._at_once(np.where(patient == self.patient[encounter], patient, -1))
+                others = [span for pair in at_once if own.intersection(pair) for span in pair if span not in own]
+                if code == "SECOND_ORDER_SAME_DAY":
+                    same = (self.patient == self.patient[encounter]) & (encounters.day == encounters.day[encounter])
+                    same &= encounters.order != encounters.order[encounter]
+                    others += [span for one in np.flatnonzero(same).tolist() for span in encounters.of(one).tolist()]
+                return [self._proof(span) for span in others]
+            case _:
+                order = int(encounters.order[encounter])
+                return self.reached(code, order, int(encounters.day[encounter]), int(encounters.last_day[encounter]))
+
+    def reached(self, code: str, order: int, first: int, last: int) -> list[str]:
+        """The doubts of a code that reach any of these days of an order, and how far they do."""
+        return [str(one) for one in self.reaches.get(order, ()) if one.code == code and one.touches(first, last)]
+
+    def _proof(self, span: int) -> str:
+        return f"{self.spans.session_ids[span]} {self.spans.evidence[span]}"
 
 
-def _touches(span: Span, encounter: Encounter) -> bool:
-    return local_date(span.start, encounter.order) <= encounter.date <= local_date(span.stop, encounter.order)
-
-
-def _at_once(spans: list[Span]) -> Iterable[tuple[Span, Span]]:
-    """Pairs of sessions that infuse at the same time."""
-    pieces = sorted(((low, high, n) for n, span in enumerate(spans) for low, high in span.infusing if high > low))
+def _pairs(pieces: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """Pairs of owners of sorted pieces that have time in common."""
     running: list[tuple[int, int]] = []
     seen = set()
     for low, high, number in pieces:
@@ -149,55 +266,11 @@ def _at_once(spans: list[Span]) -> Iterable[tuple[Span, Span]]:
         for _, other in running:
             if other != number and (pair := (min(number, other), max(number, other))) not in seen:
                 seen.add(pair)
-                yield spans[pair[0]], spans[pair[1]]
+                yield pair
         running.append((high, number))
 
 
-def _inform(encounter: Encounter) -> None:
-    """Codes that change nothing and are worth a look."""
-    rules, order, m, codes = encounter.rules, encounter.order, encounter.minutes, encounter.codes
-    spans = encounter.spans
-    if not encounter.eligible:
-        codes.add("EXCLUDED_DRUG" if order.route in rules.routes else "ROUTE_NOT_SC")
-        return
-    if 1 <= m <= 15:
-        codes.add("LE_15_MIN")
+def _is_near(rules: RuleSet, minutes: int) -> bool:
+    """Whether a few minutes make another number of units."""
     near = round(rules.policies.near_threshold_min)
-    if any(rules.units(max(0, m + step)) != rules.units(m) for step in (-near, near)):
-        codes.add("NEAR_THRESHOLD")
-    if any(local_date(s.start, order) != local_date(s.stop, order) for s in spans):
-        codes.add("CROSS_MIDNIGHT")
-    if len(spans) > 1:
-        codes.add("GAP_OVER_LIMIT")
-    if any(s.row["kvo_s"] for s in spans):
-        codes.add("KVO_EXCLUDED")
-    if any(s.row["alarm_s"] for s in spans):
-        codes.add("ALARM_PAUSE_EXCLUDED")
-    if order.place_of_service == "12":
-        codes.add("HOME_SETTING_USE_PER_DIEM")
-    limit = rules.limit_ml_h(order.drug)
-    if limit is not None and any((s.row["max_rate_ml_h"] or 0) > limit for s in spans):
-        codes.add("RATE_ABOVE_THERAPY_LIMIT")
-
-
-def dwells(encounters: list[Encounter]) -> list[Encounter]:
-    """Encounters with more than 72 h on one site: from a new site to the end of infusion before the next."""
-    by_order: dict[str, list[Encounter]] = defaultdict(list)
-    for encounter in encounters:
-        by_order[encounter.order.order_id].append(encounter)
-    found = []
-    for mine in by_order.values():
-        sites = sorted(s["at"] for e in mine for s in e.setups if s["new_site"] == "yes")
-        for encounter in mine:
-            pieces = [piece for span in encounter.spans for piece in span.infusing]
-            if not pieces:
-                continue
-            first = max(0, bisect_right(sites, min(low for low, _ in pieces)) - 1)
-            last = bisect_left(sites, max(high for _, high in pieces))
-            for number in range(first, last):
-                following = sites[number + 1] if number + 1 < len(sites) else _NEVER
-                ends = [min(high, following) for low, high in pieces if low < following]
-                if ends and max(ends) - sites[number] > _DWELL_MS:
-                    found.append(encounter)
-                    break
-    return found
+    return any(rules.units(max(0, minutes + step)) != rules.units(minutes) for step in (-near, near))

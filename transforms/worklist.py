@@ -50,15 +50,15 @@ class Worklist:
                 case.encounter_id,
                 severity="hold" if holds else "inform",
                 says=says,
-                does=self._stops(case) if code == "NO_STOP" else "",
+                does=self.stops(case.session_ids) if code == "NO_STOP" else "",
                 state="decided" if cleared else "closed" if case.closed else "open",
                 **{**case.about, **case.flags.get(code, {})},
             )
 
-    def _stops(self, case: Case) -> str:
+    def stops(self, session_ids: Iterable[str]) -> str:
         """The decisions on deliveries without a stop that their volume and rate suggest, ready to be given."""
         said = ""
-        for piece in (piece for session in case.session_ids for piece in self._pieces.get(session, ())):
+        for piece in (piece for session in session_ids for piece in self._pieces.get(session, ())):
             begins, lasts = piece["from_utc"] or piece["printed"], piece["likely_ms"]
             if begins is not None and lasts is not None:
                 stop = begins + timedelta(milliseconds=lasts)
