@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -290,6 +290,17 @@ class Lake:
             except FileNotFoundError:
                 continue
         return None
+
+    def published_at(self, stage: str, bucket: int) -> datetime | None:
+        """When what is in force was published, as the file system tells it; None where it cannot, or nothing was. Raises StorageError."""
+        head = self.current(stage, bucket)
+        if head is None:
+            return None
+        path = self._folder(stage, bucket) / f"{head.number:08d}.json"
+        try:
+            return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        except OSError:
+            return None
 
     def read(
         self,

@@ -54,10 +54,24 @@ _PUMP, _PATIENT = "pump ", "patient "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrdersUsed:
+    """The orders of a night: a `file` that was read, or, where none was named (`copy`), what the lake has kept of one since `since`, UTC.
+
+    `file` is "" where the lake never had any.
+    """
+
+    file: str
+    copy: bool
+    since: datetime | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """The night's one page."""
 
     day: date
+    orders: OrdersUsed
     received: int
     refused: int
     expected: tuple[str, ...]
@@ -134,6 +148,17 @@ def take_orders(root: Path, path: Path | None = None, *, none_meant: bool = Fals
         )
     lake.publish(_TERMS, 0, {}, {}, {"orders": lake.snapshot("orders.csv", data)})
     return found
+
+
+def orders_used(root: Path, path: Path | None = None) -> OrdersUsed:
+    """Which orders `take_orders` took, for people: asked right after it, with the same `path`."""
+    lake = open_lake(root)
+    source, terms = path or settings.load(root).orders, lake.current(_TERMS, 0)
+    rows = len(orders_of(lake).all)
+    if source is not None or terms is None:
+        return OrdersUsed(file=str(source or ""), copy=False, since=None, rows=rows)
+    kept = root / "orders" / f"{terms.inputs['orders']}.csv"
+    return OrdersUsed(file=str(kept), copy=True, since=lake.published_at(_TERMS, 0), rows=rows)
 
 
 def orders_of(lake: Lake) -> Orders:
@@ -658,6 +683,7 @@ def nightly(
 ) -> Page:
     """Store → raw → facts → lines, and the night's one page. `none_meant` as of `take_orders`; `progress` hears (step, done, how many)."""
     known = take_orders(root, orders_file, none_meant=none_meant)
+    used = orders_used(root, orders_file)
     drained = drain(root, store)
     progress("received", drained["received"], drained["received"])
     lake = open_lake(root)
@@ -670,7 +696,7 @@ def nightly(
     for done, bucket in enumerate(every, 1):
         bill(root, bucket)
         progress("lines", done, len(every))
-    return _page(lake, known, day, drained, before)
+    return _page(lake, known, used, day, drained, before)
 
 
 def _line_ids(lake: Lake) -> set[tuple[Any, ...]]:
@@ -678,7 +704,7 @@ def _line_ids(lake: Lake) -> set[tuple[Any, ...]]:
     return {tuple(row.values()) for row in rows.to_pylist()}
 
 
-def _page(lake: Lake, known: Orders, day: date | None, drained: Mapping[str, Any], before: set[tuple[Any, ...]]) -> Page:
+def _page(lake: Lake, known: Orders, used: OrdersUsed, day: date | None, drained: Mapping[str, Any], before: set[tuple[Any, ...]]) -> Page:
     pumps = lake.read("pumps", tables.PUMPS).to_pylist()
     lines = lake.read("lines", tables.LINES, columns=["state"])["state"].to_pylist()
     items = [
@@ -700,6 +726,7 @@ def _page(lake: Lake, known: Orders, day: date | None, drained: Mapping[str, Any
     seen = {row["pump_id"] for row in pumps if row["seen_to"] is not None and row["seen_to"].date() >= shown}
     return Page(
         day=shown,
+        orders=used,
         received=drained["received"],
         refused=drained["refused"],
         expected=tuple(expected),

@@ -15,9 +15,10 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from devices.errors import masked
-from ingest import demo, night, upkeep
+from ingest import demo, night, settings, upkeep
 from ingest.commands.options import console, json_option, lake_option, progress_bars, store_option, strict_option
 from ingest.lake import Lake
+from ingest.views import plain
 
 commands = click.Group()
 
@@ -38,7 +39,11 @@ def demo_(out: Path) -> None:
 
 
 @commands.command()
-@click.option("--orders", type=click.Path(path_type=Path, dir_okay=False), help="orders.csv; by default the last one used.")
+@click.option(
+    "--orders",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="orders.csv; by default the one in LAKE/pumpledger.toml, else the lake's copy of the last one.",
+)
 @click.option("--no-orders", is_flag=True, help="That the file names no order is meant: none is in force any more.")
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="Derive what was received on this UTC day; by default all that changed.")
 @lake_option
@@ -65,7 +70,7 @@ def nightly(orders: Path | None, no_orders: bool, day: datetime | None, lake: Pa
             lake, orders_file=orders, none_meant=no_orders, day=day.date() if day else None, store=store, progress=progress
         )
     if as_json:
-        click.echo(json.dumps({**asdict(page), "day": page.day.isoformat()}))
+        click.echo(json.dumps(plain(asdict(page)), ensure_ascii=False))
     else:
         print_page(page)
     return page.people
@@ -74,6 +79,9 @@ def nightly(orders: Path | None, no_orders: bool, day: datetime | None, lake: Pa
 def print_page(page: night.Page) -> None:
     """Prints the night's one page."""
     shown = Table(title=f"Night of {page.day} (UTC)", show_header=False, title_justify="left")
+    shown.add_column()
+    shown.add_column(overflow="fold")
+    shown.add_row("orders", escape(_orders(page.orders)))
     shown.add_row("captures received", f"{page.received}" + (f", {page.refused} refused" if page.refused else ""))
     shown.add_row("pumps expected / seen / late", f"{len(page.expected)} / {len(page.seen)} / {len(page.late)}")
     if page.late:
@@ -82,6 +90,17 @@ def print_page(page: night.Page) -> None:
     shown.add_row("lines ready / held / changed", f"{page.ready} / {page.hold} / {page.changed}")
     shown.add_row("worklist", f"{page.worklist} items, {page.people} of them hold a line or a pump")
     Console(highlight=False).print(shown)
+
+
+def _orders(used: night.OrdersUsed) -> str:
+    """Which orders the night derived with, and what to do where nobody named them."""
+    how = f"name a file with --orders, or in {settings.NAME}"
+    if not used.file:
+        return f"none: no pump has a patient; {how}"
+    if not used.copy:
+        return f"{used.rows} of {used.file}"
+    since = f"{used.since:%Y-%m-%d %H:%M}" if used.since else "unknown"
+    return f"{used.rows} of the copy kept since {since} UTC, for no file was named: {used.file}. Where orders have changed, {how}"
 
 
 @commands.command()

@@ -8,6 +8,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -74,6 +75,24 @@ def test_loading_the_same_file_again_is_known(logs, lake):
     assert json.loads(run("load", logs / "a.jsonl", "--lake", lake, "--json"))["known"] == 1
     page = json.loads(run("nightly", "--lake", lake, "--json"))
     assert (page["changed"], page["ready"]) == (0, 2)
+
+
+def test_a_night_says_which_orders_it_used_and_since_when_it_has_kept_them(logs, lake):
+    named = json.loads(run("nightly", "--orders", logs / "orders.csv", "--lake", lake, "--json"))["orders"]
+    assert named == {"file": str(logs / "orders.csv"), "copy": False, "since": None, "rows": 1}
+    (logs / "orders.csv").write_text("changed since, and not named")
+    kept = json.loads(run("nightly", "--lake", lake, "--json"))["orders"]
+    assert kept["copy"]
+    assert Path(kept["file"]).read_text().startswith("pump_id,")
+    assert datetime.fromisoformat(kept["since"]) <= datetime.now(UTC)
+    told = " ".join(run("nightly", "--lake", lake).replace("│", " ").split())
+    assert f"the copy kept since {kept['since'][:10]}" in told
+    assert "--orders" in told
+
+
+def test_a_night_without_any_orders_says_so(tmp_path):
+    assert json.loads(run("nightly", "--lake", tmp_path / "lake", "--json"))["orders"]["file"] == ""
+    assert "none: no pump has a patient" in run("nightly", "--lake", tmp_path / "lake")
 
 
 @pytest.fixture(scope="module")
