@@ -512,14 +512,18 @@ def listen(
     until: Callable[[], bool] | None = None,
     show: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Runs a hub until `until` says so, or for ever; `show` gets a line whenever something has changed. Raises as `Hub` does."""
+    """Runs a hub until `until` says so, or Ctrl-C; `show` gets a line whenever something has changed, and one at the end.
+
+    Raises as `Hub` does.
+    """
     before = ""
-    with Hub(broker, store, hl7_topics=hl7_topics) as hub:
+    with Hub(broker, store, hl7_topics=hl7_topics) as hub, suppress(KeyboardInterrupt):
         while not (until and until()):
             if (line := _line(hub.counters)) != before:
                 show(line)
                 before = line
             time.sleep(0.2)
+    show(f"Ended: {_line(hub.counters)}")
 
 
 def _line(counters: Counters) -> str:

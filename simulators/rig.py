@@ -161,6 +161,11 @@ class Gateway:
                 raise LinkError(f"{len(self._waiting)} captures have no receipt.", why="No hub listens at this broker.", code="no_receipt")
             return dict(self._refused)
 
+    def counts(self) -> tuple[int, int]:
+        """How many captures the hub has answered for, and how many still wait for it."""
+        with self._changed:
+            return len(self._done), len(self._waiting)
+
     def _greeted(self, client: mqtt.Client, user: Any, flags: mqtt.ConnectFlags, reason: ReasonCode, properties: Properties | None) -> None:
         client.subscribe(f"hub1/{self._name}/receipt", qos=1)
         client.publish(f"pl1/{self._name}/status", _status("online"), qos=1, retain=True)

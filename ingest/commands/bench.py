@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -101,7 +102,7 @@ def simulate(
     faults_file: Path | None,
     truth: Path | None,
 ) -> None:
-    """Play a simulated pump: on a serial port whose path is printed, or to an MQTT broker. Ends with Ctrl-C.
+    """Play a simulated pump: on a serial port whose path is printed, until Ctrl-C, or to an MQTT broker, until all has its receipt.
 
     \b
     Examples:
@@ -141,13 +142,26 @@ def simulate(
     with rig.Rig([device], broker=broker) as playing:
         for pump, path in playing.ports.items():
             click.echo(f"{pump} waits at {path}\nDownload it with: pumpledger sync {path}={pump}")
-        if broker is not None:
-            click.echo(f"{device.pump_id} publishes to {broker} until a hub has receipted it all (pumpledger listen).")
-        with suppress(KeyboardInterrupt):
-            if playing.ports:
+        if playing.ports:
+            with suppress(KeyboardInterrupt):
                 replay.keep_plugged([playing.port(pump) for pump in playing.ports], say=click.echo)
-            else:
-                signal.pause()
+        if playing.gateway is not None:
+            _until_receipted(
+                playing.gateway, f"{device.pump_id} publishes to {broker} until a hub has receipted it all (pumpledger listen)."
+            )
+
+
+def _until_receipted(gateway: rig.Gateway, says: str) -> None:
+    """Waits for the hub's answers, or Ctrl-C, and says what came of what was published."""
+    try:
+        click.echo(says)
+        refused = gateway.wait_for_receipts(threading.TIMEOUT_MAX)
+    except KeyboardInterrupt:
+        click.echo(f"Ended: {gateway.counts()[1]} captures have no receipt.")
+        return
+    click.echo(f"All of it has a receipt: {gateway.counts()[0] - len(refused)} captures are stored, {len(refused)} refused.")
+    for why in sorted(set(refused.values())):
+        click.echo(f"  refused: {why}")
 
 
 @commands.command(name="replay")

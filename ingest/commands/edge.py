@@ -86,7 +86,7 @@ def sync(ports: tuple[str, ...], family_name: str | None, lake: Path, store: Pat
 @lake_option
 @store_option
 def listen(broker: str | None, mllp_at: tuple[str, int] | None, hl7_topics: tuple[str, ...], lake: Path, store: Path | None) -> None:
-    """The MQTT hub: store what gateways publish, durably, before it is acknowledged. Ends with Ctrl-C.
+    """The MQTT hub: store what gateways publish, durably, before it is acknowledged. Ends with Ctrl-C, and says what came.
 
     \b
     Examples:
@@ -105,15 +105,17 @@ def listen(broker: str | None, mllp_at: tuple[str, int] | None, hl7_topics: tupl
     def show(line: str) -> None:
         console.print(escape(line))
 
-    with ExitStack() as beside:
+    listener: mllp.Listener | None = None
+    with suppress(KeyboardInterrupt), ExitStack() as beside:
         if mllp_at is not None:
             listener = beside.enter_context(mllp.Listener(*mllp_at, path, show=show))
             show(f"MLLP at {mllp_at[0]}:{listener.port}")
         if url is not None:
             hub.listen(url, path, hl7_topics=hl7_topics, show=show)
         else:
-            with suppress(KeyboardInterrupt):
-                signal.pause()
+            signal.pause()
+    if listener is not None:
+        show(f"Ended: {listener.counters.line()}")
 
 
 @commands.command(name="ask")

@@ -6,8 +6,12 @@ import importlib
 import json
 import os
 import pkgutil
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import cli, commands
+from tests.broker import PATIENCE_S
 from tests.kit import anchor, capture, event, infusion, new_setup, numbered
 from tests.test_proof import order_file
 from transforms import tables
@@ -227,6 +232,66 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "Aborted!")
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A `pumpledger` that does not end by itself; both its streams are one."""
+    command = [sys.executable, "-m", "ingest", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def told_until(process: subprocess.Popen[str], word: str) -> str:
+    """What it prints until a line has this word in it."""
+    assert process.stdout
+    told = ""
+    for line in process.stdout:
+        told += line
+        if word in line:
+            return told
+    raise AssertionError(f"{word!r} never came: {told}")
+
+
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """What it still prints when Ctrl-C ends it, as it must: with 0."""
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0, told
+    assert "Traceback" not in told
+    assert "Aborted" not in told
+    return told
+
+
+def test_listen_ends_with_ctrl_c_says_what_came_and_all_that_came_is_kept(tmp_path, broker):
+    listen = ("listen", "--broker", broker.url, "--mllp", "127.0.0.1:0", "--lake", tmp_path / "lake")
+    with running(*listen) as hub:
+        told_until(hub, "received 0, stored 0")
+        with running("simulate", "canonical", "--therapy", "pca", "--broker", broker.url) as pump:
+            said = pump.communicate(timeout=PATIENCE_S)[0]
+        assert pump.returncode == 0, said
+        ended = interrupted(hub)
+    last = said.splitlines()[-1]
+    stored = int(re.match(r"All of it has a receipt: (\d+) captures are stored, 0 refused\.$", last)[1])
+    assert stored > 0
+    assert f"Ended: received {stored}, stored {stored}, refused 0" in ended
+    assert "Ended: MLLP: received 0" in ended
+    assert json.loads(run("nightly", "--lake", tmp_path / "lake", "--json"))["received"] == stored
+
+
+def test_a_pump_that_publishes_without_a_hub_ends_with_ctrl_c_and_says_what_has_no_receipt(broker):
+    with running("simulate", "canonical", "--therapy", "pca", "--broker", broker.url) as pump:
+        told_until(pump, "publishes to")
+        assert re.search(r"Ended: [1-9]\d* captures have no receipt", interrupted(pump))
+
+
+def test_listen_for_hl7_alone_ends_with_ctrl_c(tmp_path):
+    with running("listen", "--mllp", "127.0.0.1:0", "--lake", tmp_path / "lake") as hub:
+        told_until(hub, "MLLP at 127.0.0.1:")
+        assert "Ended: MLLP: received 0, stored 0" in interrupted(hub)
 
 
 def test_the_group_finds_every_command_of_every_module_and_no_other():

@@ -368,7 +368,7 @@ def test_listen_shows_gateways_and_what_came(broker: Broker, edge: Edge, tmp_pat
     deadline = time.monotonic() + PATIENCE_S
     hub.listen(broker.url, tmp_path / "store.sqlite", until=lambda: done.is_set() or time.monotonic() > deadline, show=show)
     assert done.is_set(), lines
-    assert lines[-1].startswith("received 1, stored 1, refused 0")
+    assert lines[-1].startswith("Ended: received 1, stored 1, refused 0")
 
 
 def test_simulated_pumps_over_the_embedded_broker_all_get_their_receipts(tmp_path: Path) -> None:
