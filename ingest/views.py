@@ -21,12 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xlsxwriter
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from devices.errors import InputError
-from ingest import files
+from ingest import files, listing
 from ingest.lake import UNKNOWN, Lake
 from transforms import tables
 
@@ -293,26 +290,14 @@ def _says(field: pa.Field) -> str:
 
 
 def _print(table: pa.Table, name: str, view: _View, to: IO[str]) -> None:
-    console = Console(file=to, highlight=False, width=None if to.isatty() else 180)
-    shown = Table(
-        caption=f"{table.num_rows} {_noun(name, table.num_rows)}. {PROPOSED} `pumpledger explain ID` leads from a row to its bytes.",
-        caption_justify="left",
-    )
-    for heading, _ in view.shown:
-        is_id, is_number = heading == "id", heading.endswith(" ")
-        shown.add_column(heading.strip(), justify="right" if is_number else "left", no_wrap=is_id or is_number, overflow="fold")
-    for row in table.to_pylist():
-        cells = [printable(cell(row)) for _, cell in view.shown]
-        shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in cells))
-    console.print(shown)
+    rows = [[printable(cell(row)) for _, cell in view.shown] for row in table.to_pylist()]
+    caption = f"{table.num_rows} {_noun(name, table.num_rows)}. {PROPOSED} `pumpledger explain ID` leads from a row to its bytes."
+    listing.show(to, [heading for heading, _ in view.shown], rows, caption=caption)
 
 
 def _noun(name: str, count: int) -> str:
     many = {"setups": "set-ups", "worklist": "items"}.get(name, name)
     return many[:-1] if count == 1 else many
-
-
-_STYLES = {"released": "blue", "ready": "green", "hold": "yellow", "uncertain": "yellow", "open": "cyan", "void": "dim"}
 
 
 def _minute(column: str, fallback: str = "") -> Callable[[Mapping[str, Any]], str]:

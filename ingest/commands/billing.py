@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import TaskID
-from rich.table import Table
 
-from ingest import explain, files, people, postgres, review, telling, views
+from ingest import explain, files, listing, people, postgres, review, telling, views
 from ingest.commands.options import FORMATS, console, form_of, json_option, lake_option, progress_bars
 from ingest.lake import Lake
 from ingest.page import as_html
@@ -202,12 +199,12 @@ def _show_decisions(lake: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{**views.plain(one.row()), "stands": review.stands(one, every)} for one in every], ensure_ascii=False))
         return
-    shown = Table("id", "when (UTC)", "who", "decision", "on", "note", "stands")
+    rows = []
     for one in every:
         what, stands = f"{one.action} {one.argument}".rstrip(), "yes" if review.stands(one, every) else "taken back"
         when = f"{one.decided_at:%Y-%m-%d %H:%M}"
-        shown.add_row(one.decision_id[:10], when, *(escape(views.printable(text)) for text in (one.by, what, one.named, one.note)), stands)
-    Console(highlight=False).print(shown)
+        rows.append([one.decision_id[:10], when, *map(views.printable, (one.by, what, one.named, one.note)), stands])
+    listing.show(sys.stdout, ("id", "when (UTC)", "who", "decision", "on", "note", "stands"), rows)
 
 
 @commands.command(name="release")
@@ -234,10 +231,8 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
     elif taken is None:
         click.echo("Nothing new is ready.")
     else:
-        shown = Table("payer", "code", "lines", "units", "minutes")
-        for total in taken.totals:
-            shown.add_row(escape(total.payer), total.code, str(total.lines), str(total.units), str(total.minutes))
-        Console(highlight=False).print(shown)
+        rows = [[views.printable(one.payer), one.code, str(one.lines), str(one.units), str(one.minutes)] for one in taken.totals]
+        listing.show(sys.stdout, ("payer", "code", "lines ", "units ", "minutes "), rows)
         voids = f", and {taken.voids} voids of what was released before" if taken.voids else ""
         click.echo(f"{'Would take' if dry_run else 'Taken'}: {taken.lines} lines, {taken.units} units{voids}.")
         if not dry_run:

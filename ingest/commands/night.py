@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +16,10 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from devices.errors import masked
-from ingest import demo, night, settings, upkeep
+from ingest import demo, listing, night, settings, upkeep
 from ingest.commands.options import console, json_option, lake_option, progress_bars, store_option, strict_option
 from ingest.lake import Lake
-from ingest.views import plain
+from ingest.views import plain, printable
 
 commands = click.Group()
 
@@ -147,11 +148,11 @@ def quarantine_list(lake: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_fault(row) for row in rows], ensure_ascii=False))
         return
-    shown = Table("id", "pump", "where", "code", "why", "bytes")
+    shown = []
     for row in rows:
-        where = row["part"] or f"line {row['offset']}"
-        shown.add_row(row["fault_id"][:10], masked(row["pump_id"]), where, row["code"], escape(row["message"]), str(len(row["raw"])))
-    Console(highlight=False).print(shown)
+        texts = (masked(row["pump_id"]), row["part"] or f"line {row['offset']}", row["code"], row["message"])
+        shown.append([row["fault_id"][:10], *map(printable, texts), str(len(row["raw"]))])
+    listing.show(sys.stdout, ("id", "pump", "where", "code", "why", "bytes "), shown)
 
 
 @quarantine.command(name="show")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
 import pkgutil
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,6 +115,36 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_table_in_every_format(made, tmp_path, name, style):
     run(name, "--format", style, "-o", tmp_path / f"out.{style}", "--lake", made)
     assert (tmp_path / f"out.{style}").stat().st_size > 100
+
+
+def at_a_terminal(columns: int, *arguments: object) -> str:
+    """What a terminal of so many columns gets, without colours."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    told = b""
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "ingest.cli", *map(str, arguments)]
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
+        os.close(its)
+        with suppress(OSError):  # what Linux says when the other end is closed
+            while part := os.read(ours, 65536):
+                told += part
+    os.close(ours)
+    assert process.returncode == 0, told
+    return re.sub(r"\x1b\[[\d;]*[a-zA-Z]", "", told.decode()).replace("\r", "")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal_shows_every_word_of_a_line_and_a_wide_one_a_table(made, columns):
+    (line, _) = json.loads(run("lines", "--json", "--lake", made))
+    told = at_a_terminal(columns, "lines", "--lake", made)
+    assert "…" not in told
+    assert max(map(len, told.splitlines())) <= columns
+    for word in (line["service_date"], "pt-1", "payer-a", "hydromorphone", line["code"], line["line_id"][:10], "Proposed"):
+        assert word in told.split()
+    night = at_a_terminal(columns, "nightly", "--lake", made)
+    assert "…" not in night
+    assert "┃ drug          ┃" in at_a_terminal(160, "lines", "--lake", made)
 
 
 def test_decode_writes_events_without_a_lake(logs):
