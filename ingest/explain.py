@@ -23,7 +23,7 @@ from devices.contract import CONTENT, HOLES
 from devices.errors import InputError
 from ingest import people, telling
 from ingest.lake import RAW, RAW_SCHEMA, Lake
-from ingest.night import BILLED, CONSOLIDATED, rule_sets
+from ingest.night import BILLED, CONSOLIDATED, orders_of, rule_sets
 from ingest.telling import CLASSES, Row
 from ingest.views import printable
 from transforms.codes import SAYS
@@ -50,9 +50,9 @@ def explain(lake: Lake, ident: str) -> Row:
     """All that a line, session, set-up, worklist item or event rests on, down to its bytes.
 
     `ident` is its id, or the first characters of it, at least six. Gives plain values (times as in the tables, bytes as hex): `kind`,
-    `id`, `summary`; `line` (with `counted_s`, and `excluded_s` by reason), `others` of its encounter, `rule`; `item`; `setup`; `sessions`,
-    each with `minutes`, `intervals`, `setups`, `events`; `events` that no session here shows; `doubts`; `holes`; `faults`; `captures`;
-    `decisions` of reviewers, and whether it `stands` on them.
+    `id`, `summary`; `tz`, the zone of the order (None: there is no order); `line` (with `counted_s`, and `excluded_s` by reason),
+    `others` of its encounter, `rule`; `item`; `setup`; `sessions`, each with `minutes`, `intervals`, `setups`, `events`; `events` that
+    no session here shows; `doubts`; `holes`; `faults`; `captures`; `decisions` of reviewers, and whether it `stands` on them.
     An event has `records`, each with capture, part, page, offset, `raw`, and the fields `decoded` from it.
     Raises InputError where the id is none, unknown, or the beginning of several; StorageError.
     """
@@ -103,10 +103,11 @@ class _Gathering:
 
     def of(self, kind: str, ident: str) -> Row:
         about: Row = {
-            "kind": kind, "id": ident, "summary": "", "line": None, "others": [], "rule": None, "item": None, "setup": None,
+            "kind": kind, "id": ident, "summary": "", "tz": None, "line": None, "others": [], "rule": None, "item": None, "setup": None,
             "sessions": [], "events": [], "doubts": [], "holes": [], "faults": [], "captures": [], "decisions": [],
         }  # fmt: skip
         {"line": self.line, "session": self.session, "set-up": self.setup, "item": self.item, "event": self.event}[kind](about, ident)
+        about["tz"] = self.zone_of(about)
         self.provenance(about)
         self.decided(about, ident)
         return about
@@ -184,9 +185,20 @@ class _Gathering:
             at = pc.and_(pc.less_equal(around["from_ms"], event["elapsed_ms"]), pc.greater_equal(around["to_ms"], event["elapsed_ms"]))
             mine = around.filter(pc.and_(pc.equal(around["stretch"], event["stretch"]), at))
             event["in_sessions"] = sorted(set(mine["session_id"].to_pylist()))
-        about["summary"] = f"{telling.event_words(event)}: {telling.time_words(event)}."
+        about["summary"] = f"{telling.event_words(event)}: {telling.time_words(event, self.zone_of(about))}."
 
     # Its parts
+
+    def zone_of(self, about: Row) -> str | None:
+        """The zone of the order of all this; of a pump whose orders agree on one, where none is named."""
+        known = orders_of(self.lake)
+        rows = [row for row in (about["line"], about["item"], *about["sessions"], *about["events"]) if row is not None]
+        named = [order.tz for row in rows if row.get("order_id") for order in known.of_id(row["order_id"])]
+        if named:
+            return named[0]
+        pumps = {pump for row in rows for pump in row.get("pump_ids", [row.get("pump_id")]) if pump is not None}
+        zones = {order.tz for pump in pumps for order in known.of_pump(pump)}
+        return zones.pop() if len(zones) == 1 else None
 
     def session_of(self, session_id: str) -> Row:
         found = self.rows("sessions", session_id=session_id)

@@ -45,29 +45,23 @@ def as_html(explanation: Row) -> str:
     It shows in light and dark, prints, runs no script and loads nothing.
     """
     about = explanation
-    line = about["line"]
+    line, tz = about["line"], about["tz"]
     parts = [_header(about)]
     if (item := about["item"]) is not None:
         named = ("severity", "state", "patient_id", "pump_id", "payer", "order_id", "service_date", "minutes_at_stake")
         parts.append(_facts({name.replace("_", " "): item[name] for name in named if item[name] is not None}))
     if about["setup"] is not None:
-        parts.append(_tag("p", telling.setup_words(about["setup"])))
+        parts.append(_tag("p", telling.setup_words(about["setup"], tz)))
     if line is not None:
         parts += [_line_minutes(line), *_line_facts(about)]
     if about["decisions"]:
         parts.append(_section("Decisions", _tag("ul", *(_tag("li", telling.decision_words(one)) for one in about["decisions"]))))
-    parts += [_session_section(session) for session in about["sessions"]]
+    parts += [_session_section(session, tz) for session in about["sessions"]]
     if about["events"]:
-        parts.append(_section("Events", _events_table(about["events"])))
-    for name, describe in (
-        ("doubts", telling.doubt_words),
-        ("holes", telling.hole_words),
-        ("faults", telling.fault_words),
-        ("captures", telling.capture_words),
-    ):
-        if about[name]:
-            title = telling.TITLES[name][0].upper() + telling.TITLES[name][1:]
-            parts.append(_section(title, _tag("ul", *(_tag("li", describe(row)) for row in about[name]), class_="mono")))
+        parts.append(_section("Events", _events_table(about["events"], tz)))
+    for title, words in telling.ends(about):
+        listed = _tag("ul", *(_tag("li", text) for text in words), class_="mono")
+        parts.append(_section(title[0].upper() + title[1:], listed))
     parts.append(_tag("footer", PROPOSED))
     head = _tag(
         "head",
@@ -100,6 +94,7 @@ def _header(about: Row) -> _Html:
         _tag("p", f"{about['kind']} ", _tag("code", about["id"]), class_="kind"),
         _tag("h1", title, _tag("span", state, class_=f"badge {state}") if state else None),
         _tag("p", about["summary"], class_="lead"),
+        _tag("p", f"{said[0].upper()}{said[1:]}.", class_="soft") if (said := telling.zone_words(about)) else None,
     )
 
 
@@ -134,7 +129,8 @@ def _line_facts(about: Row) -> list[_Html]:
     facts = {
         "Patient": line["patient_id"], "Order": line["order_id"], "Drug": line["drug"], "Route": line["route"], "Payer": line["payer"],
         "Place of service": line["place_of_service"] or "not given", "Service date": line["service_date"],
-        "Start": telling.stamp(line["start"]), "Stop": telling.stamp(line["stop"]), "Pumps": ", ".join(line["pump_ids"]),
+        "Start": telling.stamp(line["start"], about["tz"]), "Stop": telling.stamp(line["stop"], about["tz"]),
+        "Pumps": ", ".join(line["pump_ids"]),
         "Revision": line["revision"], "Revenue codes": ", ".join(line["revenue_codes"]) or "none",
     }  # fmt: skip
     rule = [_tag("li", text) for text in telling.rule_words(about["rule"])]
@@ -161,12 +157,11 @@ def _hash(sha: str) -> _Html:
     return _tag("p", "Hash of the evidence ", _tag("code", sha), class_="mono small")
 
 
-def _session_section(session: Row) -> _Html:
+def _session_section(session: Row, tz: str | None) -> _Html:
     facts = {
         "Pump": session["pump_id"],
-        "Start": telling.stamp(session["start"]),
-        "Stop": "still open" if session["state"] == "open" else telling.stamp(session["stop"]),
-        "Start, local": telling.stamp(session["start_local"]),
+        "Start": telling.stamp(session["start"], tz),
+        "Stop": "still open" if session["state"] == "open" else telling.stamp(session["stop"], tz),
         "Pump clock at start": telling.stamp(session["printed_start"]),
         "Time": session["time_quality"],
         "Boluses": session["bolus_count"],
@@ -175,14 +170,14 @@ def _session_section(session: Row) -> _Html:
     }
     seconds = {name: session[f"{name}_s"] for name in telling.CLASSES if session[f"{name}_s"] or name == "infusing"}
     flags = [_tag("li", _tag("b", said["code"]), f" {said['found']} {said['do']}") for said in session["flags_say"]]
-    setups = [_tag("li", telling.setup_words(setup)) for setup in session["setups"]]
+    setups = [_tag("li", telling.setup_words(setup, tz)) for setup in session["setups"]]
     rows = [
         _tag(
             "tr",
             _tag("td", _tag("i", class_=f"swatch {i['class']}"), i["class"], telling.source_words(i)),
             _tag("td", telling.span(i["seconds"])),
             _tag("td", "counted" if i["counted"] else "not counted"),
-            _tag("td", f"{telling.stamp(i['from'])} – {telling.stamp(i['to'])}", class_="mono"),
+            _tag("td", f"{telling.stamp(i['from'], tz)} – {telling.stamp(i['to'], tz)}", class_="mono"),
             _tag("td", i["why"]),
         )
         for i in session["intervals"]
@@ -198,7 +193,7 @@ def _session_section(session: Row) -> _Html:
         _tag("table", _head("what", "how long", "", "from – to", "why"), _tag("tbody", *rows)),
         _all((_tag("h3", "Set-ups"), _tag("ul", *setups))) if setups else None,
         _tag("h3", "Events"),
-        _events_table(session["events"]),
+        _events_table(session["events"], tz),
         _hash(session["evidence_hash"]),
     )
 
@@ -207,12 +202,12 @@ def _head(*titles: str) -> _Html:
     return _tag("thead", _tag("tr", *(_tag("th", title) for title in titles)))
 
 
-def _events_table(events: Sequence[Row]) -> _Html:
+def _events_table(events: Sequence[Row], tz: str | None) -> _Html:
     bodies = []
     for event in events:
         row = _tag(
             "tr",
-            _tag("td", telling.stamp(event["time"]) if event["time"] is not None else "unknown", class_="mono"),
+            _tag("td", telling.stamp(event["time"], tz), class_="mono"),
             _tag("td", _tag("i", class_=f"swatch {event['time_quality']}"), event["time_quality"], title=event["time_method"]),
             _tag("td", telling.stamp(event["pump_time"]) if event["pump_time"] is not None else "", class_="mono"),
             _tag("td", telling.event_words(event)),

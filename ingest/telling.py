@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from ingest.views import PROPOSED, plain, printable
+from transforms.orders import zone
 
 Row: TypeAlias = dict[str, Any]
 
@@ -31,19 +32,36 @@ def span(seconds: float) -> str:
     return f"{minutes} min" + (f" {rest:02d} s" if rest else "")
 
 
-def stamp(moment: datetime | None) -> str:
-    """An instant as text: UTC as such, none as unknown."""
+def stamp(moment: datetime | None, tz: str | None = None) -> str:
+    """An instant as text: UTC as such, with the local time of a zone beside it; none as unknown."""
     if moment is None:
         return "unknown"
     text = f"{moment:%Y-%m-%d %H:%M:%S}"
-    return text + (" UTC" if moment.tzinfo else "")
+    return text if moment.tzinfo is None else f"{text} UTC{_local(moment.astimezone(UTC), tz)}"
 
 
-def time_words(event: Row) -> str:
+def _local(moment: datetime, tz: str | None) -> str:
+    """(20:15:00 EST), with its date where that is another; nothing where it is the same as UTC, or there is no zone."""
+    try:
+        local = moment if tz is None else moment.astimezone(zone(tz))
+    except (KeyError, OverflowError):
+        return ""
+    if local.tzname() == moment.tzname():
+        return ""
+    day = "" if local.date() == moment.date() else f"{local:%Y-%m-%d} "
+    return f" ({day}{local:%H:%M:%S %Z})"
+
+
+def zone_words(about: Row) -> str:
+    """What the local times of an explanation are; "" where there are none."""
+    return f"local times, in brackets, are those of {about['tz']}" if about["tz"] not in (None, "UTC") else ""
+
+
+def time_words(event: Row, tz: str | None = None) -> str:
     """When an event was, and how that is known; the pump's clock where UTC is unknown."""
     if event["time"] is not None:
         bound = f", ± {event['time_bound_s']:.3g} s" if event["time_bound_s"] is not None else ""
-        return f"{stamp(event['time'])} ({event['time_quality']}{bound})"
+        return f"{stamp(event['time'], tz)} ({event['time_quality']}{bound})"
     shown = f"pump clock {stamp(event['pump_time'])}" if event["pump_time"] is not None else "no time"
     return f"{shown} ({event['time_method']})"
 
@@ -149,30 +167,35 @@ def _drawn(node: _Node, first: str = "", rest: str = "") -> Iterator[str]:
 
 
 def _tree(about: Row) -> _Node:
-    root = _Node(f"{about['kind']} {about['id']}", [_Node(about["summary"], [])])
+    root, tz = _Node(f"{about['kind']} {about['id']}", [_Node(about["summary"], [])]), about["tz"]
+    if said := zone_words(about):
+        root.below.append(_Node(said, []))
     if (item := about["item"]) is not None:
         root.below.append(_Node(f"item: {item['severity']}, {item['state']}, {item['minutes_at_stake']} min at stake", []))
     if (line := about["line"]) is not None:
         root.below += _line_nodes(about, line)
-    root.below += [_session_node(session) for session in about["sessions"]]
+    root.below += [_session_node(session, tz) for session in about["sessions"]]
     if about["decisions"]:
         root.below.append(_Node("decisions", [_Node(decision_words(one), []) for one in about["decisions"]]))
     if about["events"]:
-        root.below.append(_Node("events", [_event_node(event) for event in about["events"]]))
-    for name, describe in (("doubts", doubt_words), ("holes", hole_words), ("faults", fault_words), ("captures", capture_words)):
-        if about[name]:
-            root.below.append(_Node(TITLES[name], [_Node(describe(row), []) for row in about[name]]))
+        root.below.append(_Node("events", [_event_node(event, tz) for event in about["events"]]))
+    for title, words in ends(about):
+        root.below.append(_Node(title, [_Node(text, []) for text in words]))
     root.below.append(_Node(PROPOSED, []))
     return root
 
 
-TITLES = {
-    "doubts": "what is not proved about time",
-    "holes": "holes in the log",
-    "faults": "what could not be read in these captures",
-    "captures": "captures",
-}
-"""What is told of these at the end."""
+def ends(about: Row) -> Iterator[tuple[str, list[str]]]:
+    """What is told at the end, by title."""
+    tz = about["tz"]
+    for title, words in (
+        ("what is not proved about time", [doubt_words(row, tz) for row in about["doubts"]]),
+        ("holes in the log", [hole_words(row) for row in about["holes"]]),
+        ("what could not be read in these captures", [fault_words(row) for row in about["faults"]]),
+        ("captures", [capture_words(row, tz) for row in about["captures"]]),
+    ):
+        if words:
+            yield title, words
 
 
 TWICE = "Seconds in which two pumps infused at once are counted once."
@@ -198,22 +221,22 @@ def _line_nodes(about: Row, line: Row) -> list[_Node]:
     return nodes
 
 
-def _session_node(session: Row) -> _Node:
+def _session_node(session: Row, tz: str | None) -> _Node:
     node = _Node(f"session {session['session_id']} on {session['pump_id']}, {session['state']}", [])
     node.below.append(_Node(session_words(session), []))
     node.below.append(
-        _Node(f"from {stamp(session['start'])} to {stamp(session['stop'])}, pump clock {stamp(session['printed_start'])}", [])
+        _Node(f"from {stamp(session['start'], tz)} to {stamp(session['stop'], tz)}, pump clock {stamp(session['printed_start'])}", [])
     )
     node.below += [_Node(f"{said['code']}: {said['found']}", []) for said in session["flags_say"]]
     intervals = [
         f"{'counted    ' if i['counted'] else 'not counted'} {span(i['seconds'])} {i['class']}"
-        f"{source_words(i)}, {stamp(i['from'])} to {stamp(i['to'])}"
+        f"{source_words(i)}, {stamp(i['from'], tz)} to {stamp(i['to'], tz)}"
         for i in session["intervals"]
     ]
     node.below.append(_Node("minutes", [_Node(text, []) for text in intervals]))
     if session["setups"]:
-        node.below.append(_Node("set-ups", [_Node(setup_words(setup), []) for setup in session["setups"]]))
-    node.below.append(_Node("events", [_event_node(event) for event in session["events"]]))
+        node.below.append(_Node("set-ups", [_Node(setup_words(setup, tz), []) for setup in session["setups"]]))
+    node.below.append(_Node("events", [_event_node(event, tz) for event in session["events"]]))
     node.below.append(_Node(f"evidence: {session['evidence_hash']}", []))
     return node
 
@@ -223,15 +246,15 @@ def source_words(interval: Row) -> str:
     return "" if interval["source"] in (None, interval["class"]) else f" {interval['source']}"
 
 
-def setup_words(setup: Row) -> str:
+def setup_words(setup: Row, tz: str | None = None) -> str:
     """A set-up in one line."""
-    when = stamp(setup["time"]) if setup["time"] is not None else f"pump clock {stamp(setup['printed_time'])}"
+    when = stamp(setup["time"], tz) if setup["time"] is not None else f"pump clock {stamp(setup['printed_time'])}"
     pump = "pump set up" if setup["pump_setup"] else "no pump set-up"
     return f"{when}: {pump}, new site {setup['new_site']} ({setup['setup_id'][:10]})"
 
 
-def _event_node(event: Row) -> _Node:
-    node = _Node(f"{event_words(event)}: {time_words(event)} [{event['event_id'][:10]}]", [])
+def _event_node(event: Row, tz: str | None) -> _Node:
+    node = _Node(f"{event_words(event)}: {time_words(event, tz)} [{event['event_id'][:10]}]", [])
     for record in event["records"]:
         below = [_Node(f"bytes: {spaced(record['raw'])}", [])]
         if text := readable(record["raw"]):
@@ -242,10 +265,10 @@ def _event_node(event: Row) -> _Node:
     return node
 
 
-def doubt_words(doubt: Row) -> str:
+def doubt_words(doubt: Row, tz: str | None = None) -> str:
     """What is not proved, and how far that reaches."""
     low, high = doubt["from_utc"], doubt["to_utc"]
-    reach = [f"from {stamp(low)}" if low else "", f"to {stamp(high)}" if high else ""]
+    reach = [f"from {stamp(low, tz)}" if low else "", f"to {stamp(high, tz)}" if high else ""]
     about = "a cut in the log" if doubt["session_id"] is None else "this session"
     return f"{doubt['code']}, {about}: {doubt['says']['found']} It reaches {' '.join(filter(None, reach)) or 'without bound'}."
 
@@ -267,9 +290,9 @@ def decision_words(one: Row) -> str:
     return f"{what} by {one['by']}, {stamp(one['decided_at'])}{note} ({one['decision_id'][:10]}, {one['stands']})"
 
 
-def capture_words(capture: Row) -> str:
+def capture_words(capture: Row, tz: str | None = None) -> str:
     """Where a capture came from, and how the clock was read with it."""
     if "via" not in capture:
         return f"{capture['sha256']}: not in raw/"
-    clock = f"; clock read: pump {stamp(capture['pump_clock'])} = {stamp(capture['utc'])}" if capture["utc"] else ""
-    return f"{capture['sha256']}: received {stamp(capture['received_at'])} via {capture['via']}{clock}"
+    clock = f"; clock read: pump {stamp(capture['pump_clock'])} = {stamp(capture['utc'], tz)}" if capture["utc"] else ""
+    return f"{capture['sha256']}: received {stamp(capture['received_at'], tz)} via {capture['via']}{clock}"

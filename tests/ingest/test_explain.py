@@ -13,7 +13,7 @@ import pytest
 
 from devices.contract import Capture
 from devices.errors import InputError
-from ingest import explain, night, views
+from ingest import explain, night, telling, views
 from ingest.lake import Lake
 from ingest.page import as_html
 from ingest.store import Arrival, Store
@@ -233,6 +233,36 @@ def test_text_has_the_minutes_first_and_ends_in_the_bytes(lake: Lake) -> None:
     assert text.index("counted: 144 min") < text.index("not counted: 15 min alarm") < text.index("rule set") < text.index("bytes:")
     assert A_LINES[0].hex(" ") in text
     assert views.PROPOSED in text
+
+
+def test_text_and_page_show_the_local_time_of_the_order_beside_utc_and_name_its_zone(lake: Lake) -> None:
+    [line] = rows(lake, "lines", code="96370")
+    [session] = rows(lake, "sessions", pump_id=A)
+    for ident in (line["line_id"], session["session_id"]):
+        found = explain.explain(lake, ident)
+        assert found["tz"] == "America/New_York"
+        for told in (as_text(found), Page(as_html(found)).text):
+            assert "ocal times, in brackets, are those of America/New_York" in told
+            assert "2026-03-08 02:31:00 UTC (2026-03-07 21:31:00 EST)" in told
+    event = next(e for e in found["sessions"][0]["events"] if e["kind"] == "bolus_delivered")
+    assert "(2026-03-07 21:31:00 EST)" in as_text(explain.explain(lake, event["event_id"]))
+
+
+@pytest.mark.parametrize(
+    ("tz", "says"),
+    [
+        (None, "2026-11-01 05:30:00 UTC"),
+        ("UTC", "2026-11-01 05:30:00 UTC"),
+        ("America/New_York", "2026-11-01 05:30:00 UTC (01:30:00 EDT)"),
+        ("Asia/Kathmandu", "2026-11-01 05:30:00 UTC (11:15:00 +0545)"),
+    ],
+)
+def test_a_stamp_names_the_offset_in_force_then(tz: str | None, says: str) -> None:
+    assert telling.stamp(datetime(2026, 11, 1, 5, 30, tzinfo=UTC), tz) == says
+
+
+def test_the_end_of_the_calendar_has_no_local_time_and_no_error() -> None:
+    assert telling.stamp(datetime(9999, 12, 31, 23, tzinfo=UTC), "Asia/Kathmandu") == "9999-12-31 23:00:00 UTC"
 
 
 def test_text_never_steers_a_terminal(lake: Lake) -> None:
