@@ -2,7 +2,7 @@
 
     decisions/               rows of DECISIONS, appended and hash-chained as any input (`Lake.append`)
     releases/00000001.json   a release: what it took in numbers, the hash of its rows, and the hash of the release before it: a chain
-    releases/<SHA-256>.parquet   its rows of LINES, frozen
+    releases/release-0001-2026-03-31-3fa2c41be0.parquet   its rows of LINES, frozen: number, date and id (once <SHA-256>.parquet)
     audit/                   who did what, when
 
 A release is there from the instant its numbered file is: that file is only ever created, after its rows are durable. Rows that no
@@ -43,7 +43,7 @@ AUDIT = pa.schema(
 )
 """What people did, append-only: who, when, what, about what, and why."""
 
-_DECISIONS, _RELEASES, _ROWS = "decisions", "releases", "releases.parquet"
+_DECISIONS, _RELEASES = "decisions", "releases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ class Release:
     rows_sha256: str
     previous: str
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file of its rows, for people: what is in it is known by its hash."""
+        return f"release-{self.number:04d}-{self.at:%Y-%m-%d}-{self.release_id[:10]}.parquet"
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -118,7 +123,16 @@ def releases(lake: Lake) -> list[Release]:
 
 def released(lake: Lake) -> pa.Table:
     """The rows of LINES that all releases took. Raises StorageError."""
-    return pa.concat_tables([tables.LINES.empty_table(), *(_kept(lake.root, release.rows_sha256) for release in releases(lake))])
+    return pa.concat_tables(
+        [tables.LINES.empty_table(), *(_kept(rows_file(lake, release), release.rows_sha256) for release in releases(lake))]
+    )
+
+
+def rows_file(lake: Lake, release: Release) -> Path:
+    """Where the rows of a release are; earlier ones were named by their hash alone."""
+    folder = lake.root / _RELEASES
+    own, earlier = folder / release.name, folder / f"{release.rows_sha256}.parquet"
+    return earlier if earlier.exists() and not own.exists() else own
 
 
 def take(lake: Lake, rows: pa.Table, *, by: str, at: datetime, payer: str | None, month: str | None) -> Release:
@@ -131,11 +145,11 @@ def take(lake: Lake, rows: pa.Table, *, by: str, at: datetime, payer: str | None
         previous = before[-1].sha256 if before else ""
         planned = plan(rows, by=by, at=at, payer=payer, month=month, number=len(before) + 1, previous=previous)
         frozen = _frozen(rows, planned.release_id)
-        named = {release.rows_sha256 for release in before}
+        named = {rows_file(lake, release) for release in before}
         folder = lake.root / _RELEASES
-        for left in [*folder.glob(f".*{files.PART}"), *(path for path in folder.glob("*.parquet") if path.stem not in named)]:
+        for left in [*folder.glob(f".*{files.PART}"), *(path for path in folder.glob("*.parquet") if path not in named)]:
             files.remove(left)
-        lake.snapshot(_ROWS, files.parquet(frozen))
+        files.put(folder / planned.name, files.parquet(frozen))
         path = folder / f"{planned.number:08d}.json"
         try:
             files.create(path, _written(planned))
@@ -200,13 +214,19 @@ def _read(path: Path) -> Release:
 
 
 @lru_cache(maxsize=64)
-def _kept(root: Path, sha256: str) -> pa.Table:
-    return _rows(Lake.open(root), sha256)
+def _kept(path: Path, sha256: str) -> pa.Table:
+    return _rows(path, sha256)
 
 
-def _rows(lake: Lake, sha256: str) -> pa.Table:
-    """The frozen rows; a column that came later has none."""
-    found = pq.read_table(io.BytesIO(lake.snapshot_bytes(_ROWS, sha256)))
+def _rows(path: Path, sha256: str) -> pa.Table:
+    """The frozen rows; a column that came later has none. Raises StorageError where they are not those of this hash."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise files.storage_error(path, error) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _broken(path, "Its bytes are not those that were taken.", "damaged")
+    found = pq.read_table(io.BytesIO(data))
     return pa.table(
         {f.name: found[f.name].cast(f.type) if f.name in found.column_names else _none(f, found.num_rows) for f in tables.LINES},
         schema=tables.LINES,
@@ -259,12 +279,12 @@ def verify(lake: Lake) -> list[Problem]:
     problems = [
         Problem("unnamed", path, "No release names it.")
         for path in sorted(folder.glob("*.parquet"))
-        if path.stem not in {release.rows_sha256 for release in found}
+        if path not in {rows_file(lake, release) for release in found}
     ]
     for release in found:
         path = folder / f"{release.number:08d}.json"
         try:
-            again = _again(_rows(lake, release.rows_sha256), release)
+            again = _again(_rows(rows_file(lake, release), release.rows_sha256), release)
         except (StorageError, pa.ArrowException) as error:
             problems.append(Problem("changed", path, f"Its rows cannot be read: {error}"))
             continue

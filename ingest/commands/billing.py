@@ -227,7 +227,8 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
     """
     taken = review.release(lake, by=by, payer=payer, month=month, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, "release": taken.plain() if taken else None}, ensure_ascii=False))
+        told = {**taken.plain(), "file": None if dry_run else str(people.rows_file(Lake.open(lake), taken))} if taken else None
+        click.echo(json.dumps({"dry_run": dry_run, "release": told}, ensure_ascii=False))
     elif taken is None:
         click.echo("Nothing new is ready.")
     else:
@@ -236,7 +237,7 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
         voids = f", and {taken.voids} voids of what was released before" if taken.voids else ""
         click.echo(f"{'Would take' if dry_run else 'Taken'}: {taken.lines} lines, {taken.units} units{voids}.")
         if not dry_run:
-            click.echo(f"Release {taken.release_id}: {lake / 'releases' / taken.rows_sha256}.parquet")
+            click.echo(f"Release {taken.release_id}: {people.rows_file(Lake.open(lake), taken)}")
 
 
 @commands.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from datetime import UTC, datetime
@@ -231,7 +232,7 @@ def test_a_release_freezes_the_ready_lines_once_and_adds_up(tmp_path):
     assert [(total.payer, total.code, total.lines, total.units, total.minutes) for total in taken.totals] == [
         ("payer-a", "96369", 1, 1, 95), ("payer-a", "96370", 1, 1, 95),
     ]  # fmt: skip
-    frozen = pq.read_table(root / "releases" / f"{taken.rows_sha256}.parquet").to_pylist()
+    frozen = pq.read_table(root / "releases" / f"release-0001-{WHEN:%Y-%m-%d}-{taken.release_id[:10]}.parquet").to_pylist()
     assert {(row["state"], row["release_id"]) for row in frozen} == {("released", taken.release_id)}
     assert states(root) == {("96369", 0): "released", ("96370", 0): "released"}
     assert review.release(root, by="ana") is None
@@ -248,6 +249,20 @@ def test_a_second_release_takes_what_is_new_and_follows_on_the_first(tmp_path):
     assert (second.number, second.lines) == (2, 1)
     first, again = people.releases(Lake.open(root))
     assert (first.previous, again.previous) == ("", first.sha256)
+    assert upkeep.verify(root) == []
+
+
+def test_a_release_whose_rows_are_named_by_their_hash_is_read_and_followed_on(tmp_path):
+    root = lake_of(tmp_path, *READY)
+    first = review.release(root, by="ana")
+    assert first is not None
+    (root / "releases" / first.name).rename(root / "releases" / f"{first.rows_sha256}.parquet")
+    more(root, capture([{"seq": 3, **event(2200, "delivery_start")}, {"seq": 4, **event(2230, "delivery_stop")}], anchor=anchor(2300)))
+    second = review.release(root, by="ben")
+    assert second is not None
+    assert people.released(Lake.open(root)).num_rows == first.lines + second.lines
+    assert {path.name for path in (root / "releases").glob("*.parquet")} == {f"{first.rows_sha256}.parquet", second.name}
+    assert states(root)["96369", 0] == "released"
     assert upkeep.verify(root) == []
 
 
@@ -298,12 +313,12 @@ def test_what_was_released_stays_when_its_order_and_its_session_are_no_more(tmp_
     assert explain.explain(Lake.open(root), lines(root, patient_id="pt-1")[0]["line_id"])["line"]["earlier_revisions"] == [0]
 
 
-@pytest.mark.parametrize("what", ["figures", "chain", "rows", "unnamed"])
+@pytest.mark.parametrize("what", ["figures", "chain", "rows", "gone", "unnamed"])
 def test_verify_finds_releases_that_were_changed_behind_our_back(tmp_path, what):
     root = lake_of(tmp_path, *READY)
     taken = review.release(root, by="ana")
     assert taken is not None
-    number, rows = root / "releases" / "00000001.json", root / "releases" / f"{taken.rows_sha256}.parquet"
+    number, rows = root / "releases" / "00000001.json", root / "releases" / taken.name
     match what:
         case "figures":
             number.write_text(number.read_text().replace('"units": 2', '"units": 1'))
@@ -311,6 +326,8 @@ def test_verify_finds_releases_that_were_changed_behind_our_back(tmp_path, what)
             number.rename(root / "releases" / "00000002.json")
         case "rows":
             rows.write_bytes(rows.read_bytes()[:-1] + b"!")
+        case "gone":
+            rows.unlink()
         case _:
             rows.with_name("0" * 64 + ".parquet").write_bytes(b"")
     assert {finding.code for finding in upkeep.verify_files(root)} <= {"changed", "chain", "unnamed"}
@@ -418,7 +435,10 @@ def test_a_biller_decides_releases_and_sees_amendments_on_the_command_line(tmp_p
     decided = json.loads(run("decide", "list", "--json", *at))
     assert [(one["action"], one["argument"], one["by"], one["stands"]) for one in decided] == [("clear", "OVER_8H", "ana", True)]
     assert "Would take: 2 lines" in run("release", "--dry-run", "--by", "ana", *at)
-    assert json.loads(run("release", "--by", "ana", "--json", *at))["release"]["lines"] == 2
+    taken = json.loads(run("release", "--by", "ana", "--json", *at))["release"]
+    assert taken["lines"] == 2
+    assert re.fullmatch(rf"release-0001-{taken['at'][:10]}-{taken['release_id'][:10]}\.parquet", Path(taken["file"]).name)
+    assert pq.read_table(taken["file"]).num_rows == 2
     assert "Nothing new is ready" in run("release", "--by", "ana", *at)
     run("decide", "undo", decided[0]["decision_id"], "--by", "ben", *at)
     amended = json.loads(run("amendments", "--json", *at))
