@@ -450,6 +450,21 @@ def amendments(lake: Lake, *, payer: str | None = None, month: str | None = None
     `month` is that of the date of service, as released or as it is now. Raises InputError, StorageError.
     """
     views.months(month)
+    rows = [row for row in _amended(lake) if payer in (None, row["payer"]) and (month is None or month in _months(row))]
+    return rows_to_table(
+        tables.AMENDMENTS,
+        rows,
+        sort=("patient_id", "order_id", "released_date", "service_date", "released_code", "code", "released", "line_id"),
+    )
+
+
+def no_amendments(lake: Lake, *, payer: str | None = None, month: str | None = None) -> str:
+    """Why `amendments` gave none for these filters, and for what it would. Raises StorageError."""
+    rows = [{"month": set(_months(row)), "payer": {row["payer"]}} for row in _amended(lake)]
+    return views.nothing_of("amendments", {"month": month, "payer": payer}, rows)
+
+
+def _amended(lake: Lake) -> list[_Row]:
     lines = views.select(lake, "lines").to_pylist()
     by_key = {decisions.key_of(line): line for line in lines}
     cleared = {one.decision_id for one in people.decisions(lake) if one.action == CLEAR and one.argument == AMENDED}
@@ -464,21 +479,12 @@ def amendments(lake: Lake, *, payer: str | None = None, month: str | None = None
     pairs = [(by_key.get(key), voids.get(key), instead.get(key)) for key in sorted({*voids, *instead})] + [
         (None, None, line) for line in added
     ]
-    rows = [_pair(*pair) for pair in pairs]
-    rows = [
-        row
-        for row in rows
-        if payer in (None, row["payer"]) and (month is None or month in (_month(row["released_date"]), _month(row["service_date"])))
-    ]
-    return rows_to_table(
-        tables.AMENDMENTS,
-        rows,
-        sort=("patient_id", "order_id", "released_date", "service_date", "released_code", "code", "released", "line_id"),
-    )
+    return [_pair(*pair) for pair in pairs]
 
 
-def _month(day: Any) -> str | None:
-    return day and str(day)[:7]
+def _months(row: _Row) -> list[str]:
+    """The months of service of a line as released and as it is now."""
+    return [f"{day:%Y-%m}" for day in (row.get("released_date"), row.get("service_date")) if day is not None]
 
 
 def _pair(before: _Row | None, void: _Row | None, now: _Row | None) -> _Row:

@@ -11,7 +11,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -30,6 +31,12 @@ from transforms import tables
 PROPOSED = "Proposed from what pumps recorded; a biller decides what is billed."
 
 FORMATS = ("table", "csv", "xlsx", "json", "parquet")
+
+_FILTERS: Mapping[str, str] = {"patient": "patient_id", "payer": "payer", "state": "state"}
+"""Options, with the column that each is of; the month is that of the file."""
+
+_VALUES = 12
+"""So many values are named where a filter finds none."""
 
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -65,6 +72,39 @@ def select(
     return rows.sort_by(list(view.sort)).combine_chunks()
 
 
+def nothing(lake: Lake, table: str, asked: Mapping[str, str | None]) -> str:
+    """Why `select` gave no row with these filters, by option, and what it would give one for. Raises StorageError."""
+    view = _view(table)
+    columns = {option: column for option, column in _FILTERS.items() if column in view.schema.names}
+    rows = lake.read(table, view.schema, columns=list(columns.values()), month_as="month").to_pylist()
+    return nothing_of(table, asked, [{"month": {row["month"]}} | {name: {row[column]} for name, column in columns.items()} for row in rows])
+
+
+def nothing_of(table: str, asked: Mapping[str, str | None], rows: Sequence[Mapping[str, Collection[str | None]]]) -> str:
+    """The same of any rows, each with what it has of each option."""
+    given, many = {option: value for option, value in asked.items() if value is not None}, _noun(table, 2)
+    if not rows:
+        return f"There are no {many} at all{'' if table == 'amendments' else '; `pumpledger nightly` derives them from what was received'}."
+    beside = {option: {other: value for other, value in given.items() if other != option} for option in given}
+    there = [_there(rows, option, rest) for option, rest in beside.items()]
+    if not any(there):
+        there = [_there(rows, option, {}) for option in given]
+    return f"No {_noun(table, 1)} of {_words(given)}; {'; '.join(f'there are {many} of {one}' for one in there if one)}."
+
+
+def _there(rows: Sequence[Mapping[str, Collection[str | None]]], option: str, rest: Mapping[str, str]) -> str:
+    """What there is of an option beside the rest of what was asked, with how many rows; "" where there is nothing."""
+    mine = [row for row in rows if all(value in row[other] for other, value in rest.items())]
+    counts = Counter(one for row in mine for one in row[option] if one is not None)
+    shown = [f"{printable(value)} ({count})" for value, count in sorted(counts.items())]
+    more = f" and {len(shown) - _VALUES} more" if len(shown) > _VALUES else ""
+    return f"{_words(rest)}{' and ' if rest else ''}{option} {', '.join(shown[:_VALUES])}{more}" if shown else ""
+
+
+def _words(asked: Mapping[str, str]) -> str:
+    return " and ".join(f"{option} {printable(value)}" for option, value in asked.items())
+
+
 def schema(table: str) -> pa.Schema:
     """The columns of a table that is pulled. Raises InputError where there is no such table."""
     return _view(table).schema
@@ -75,8 +115,8 @@ def filters(table: str, *, patient: str | None = None, payer: str | None = None,
     view = _view(table)
     if state is not None and view.states and state not in view.states:
         raise InputError(f"No row of {table} is ever {state!r}.", do=f"The states are {', '.join(view.states)}.", code="state")
-    wanted = {"patient_id": patient, "payer": payer, "state": state}
-    for option, (column, value) in zip(("patient", "payer", "state"), wanted.items(), strict=True):
+    wanted = dict(zip(_FILTERS.values(), (patient, payer, state), strict=True))
+    for option, (column, value) in zip(_FILTERS, wanted.items(), strict=True):
         if value is not None and column not in view.schema.names:
             raise InputError(
                 f"{table} cannot be filtered by {option}.",
@@ -296,7 +336,7 @@ def _print(table: pa.Table, name: str, view: _View, to: IO[str]) -> None:
 
 
 def _noun(name: str, count: int) -> str:
-    many = {"setups": "set-ups", "worklist": "items"}.get(name, name)
+    many = {"setups": "set-ups", "worklist": "worklist items"}.get(name, name)
     return many[:-1] if count == 1 else many
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+from rich.markup import escape
 from rich.progress import TaskID
 
 from ingest import explain, files, listing, people, postgres, review, telling, views
@@ -44,9 +45,13 @@ def _pulls(name: str, what: str) -> None:
         as_json: bool,
     ) -> None:
         form = form_of("json" if as_json else style, output)
-        rows = views.select(Lake.open(lake), name, month=month, patient=patient, payer=payer, state=state)
+        opened = Lake.open(lake)
+        rows = views.select(opened, name, month=month, patient=patient, payer=payer, state=state)
         stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
         views.write(rows, name, form, output or stream)
+        if not rows.num_rows and form != "json":
+            asked = {"month": month, "patient": patient, "payer": payer, "state": state}
+            console.print(escape(views.nothing(opened, name, asked)))
 
 
 for _name, _what in (
@@ -230,7 +235,8 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
         told = {**taken.plain(), "file": None if dry_run else str(people.rows_file(Lake.open(lake), taken))} if taken else None
         click.echo(json.dumps({"dry_run": dry_run, "release": told}, ensure_ascii=False))
     elif taken is None:
-        click.echo("Nothing new is ready.")
+        wider = review.release(lake, by=by, dry_run=True) if payer or month else None
+        click.echo(f"Nothing new is ready{f' of these; without --payer and --month {wider.lines} lines are' if wider else ''}.")
     else:
         rows = [[views.printable(one.payer), one.code, str(one.lines), str(one.units), str(one.minutes)] for one in taken.totals]
         listing.show(sys.stdout, ("payer", "code", "lines ", "units ", "minutes "), rows)
@@ -257,7 +263,10 @@ def amendments(month: str | None, payer: str | None, style: str, output: Path | 
       pumpledger amendments --month 2026-03
       pumpledger amendments --payer payer-a --format csv -o amendments.csv
     """
-    rows = review.amendments(Lake.open(lake), payer=payer, month=month)
+    opened = Lake.open(lake)
+    rows = review.amendments(opened, payer=payer, month=month)
     form = "json" if as_json else style
     stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
     views.write(rows, "amendments", form, output or stream)
+    if not rows.num_rows and form != "json":
+        console.print(escape(review.no_amendments(opened, payer=payer, month=month)))

@@ -117,6 +117,33 @@ def test_every_table_in_every_format(made, tmp_path, name, style):
     assert (tmp_path / f"out.{style}").stat().st_size > 100
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lines", "--month", "2026-02"], "No line of month 2026-02; there are lines of month 2026-03 (2)."),
+        (["lines", "--payer", "payer-A", "--format", "csv"], "No line of payer payer-A; there are lines of payer payer-a (2)."),
+        (
+            ["sessions", "--month", "2026-02", "--patient", "pt-1"],
+            "No session of month 2026-02 and patient pt-1; there are sessions of patient pt-1 and month 2026-03 (1).",
+        ),
+        (
+            ["lines", "--month", "2026-02", "--patient", "pt-2"],
+            "No line of month 2026-02 and patient pt-2; there are lines of month 2026-03 (2); there are lines of patient pt-1 (2).",
+        ),
+        (["amendments", "--payer", "payer-a"], "There are no amendments at all."),
+        (["release", "--by", "ana", "--payer", "payer-b"], "without --payer and --month 2 lines are"),
+    ],
+)
+def test_a_filter_that_finds_nothing_says_what_there_is(made, arguments, says):
+    assert says in " ".join(run(*arguments, "--lake", made).split())
+
+
+def test_a_table_of_which_there_is_nothing_says_so_and_json_stays_json(tmp_path):
+    run("nightly", "--lake", tmp_path / "lake")
+    assert "There are no lines at all; `pumpledger nightly`" in run("lines", "--lake", tmp_path / "lake")
+    assert json.loads(run("lines", "--json", "--month", "2026-02", "--lake", tmp_path / "lake")) == []
+
+
 def at_a_terminal(columns: int, *arguments: object) -> str:
     """What a terminal of so many columns gets, without colours."""
     ours, its = pty.openpty()

@@ -443,6 +443,7 @@ def test_a_biller_decides_releases_and_sees_amendments_on_the_command_line(tmp_p
     run("decide", "undo", decided[0]["decision_id"], "--by", "ben", *at)
     amended = json.loads(run("amendments", "--json", *at))
     assert {(row["state"], *row["reasons"]) for row in amended} == {("hold", "OVER_8H", "AMENDED_AFTER_RELEASE")}
+    assert "No amendment of month 2026-02; there are amendments of month 2026-03 (2)." in run("amendments", "--month", "2026-02", *at)
     for style in ("table", "csv", "xlsx", "parquet"):
         run("amendments", "--format", style, "-o", tmp_path / f"a.{style}", *at)
         assert (tmp_path / f"a.{style}").stat().st_size > 100
