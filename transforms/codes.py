@@ -30,8 +30,8 @@ SAYS: dict[str, tuple[str, str]] = {
     "LOCKOUT_VIOLATION": ("Two demands were granted within the lockout.", "Check the pump's clock and the decoding of its log."),
     "VOLUME_MISMATCH": ("The volume the pump told differs from rate x time.", "Compare with the reservoir, and check the rates."),
     "AMENDED_AFTER_RELEASE": (
-        "Late data changed a line that was released.",
-        "Compare the revisions (pumpledger amendments) and clear this once the claim is replaced.",
+        "What a released line rests on has changed since it was released, or a further line came to it.",
+        "Compare the revisions (pumpledger amendments), and clear this: the next release then takes the void and what replaces it.",
     ),
     "REVIEWER_HOLD": ("A reviewer holds this.", "Look at the reviewer's note; take the decision back when it is settled."),
     "DECISION_LAPSED": (

@@ -443,6 +443,8 @@ def test_a_biller_decides_releases_and_sees_amendments_on_the_command_line(tmp_p
     run("decide", "undo", decided[0]["decision_id"], "--by", "ben", *at)
     amended = json.loads(run("amendments", "--json", *at))
     assert {(row["state"], *row["reasons"]) for row in amended} == {("hold", "OVER_8H", "AMENDED_AFTER_RELEASE")}
+    (item,) = (one for one in json.loads(run("worklist", "--json", *at)) if one["code"] == "AMENDED_AFTER_RELEASE")
+    assert item["message"] == "What a released line rests on has changed since it was released, or a further line came to it."
     assert "No amendment of month 2026-02; there are amendments of month 2026-03 (2)." in run("amendments", "--month", "2026-02", *at)
     for style in ("table", "csv", "xlsx", "parquet"):
         run("amendments", "--format", style, "-o", tmp_path / f"a.{style}", *at)
