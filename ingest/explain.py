@@ -25,9 +25,9 @@ from ingest import people, telling
 from ingest.lake import RAW, RAW_SCHEMA, Lake
 from ingest.night import BILLED, CONSOLIDATED, orders_of, rule_sets
 from ingest.telling import CLASSES, Row
-from ingest.views import printable
+from ingest.views import answers, printable
 from transforms.codes import SAYS
-from transforms.decisions import in_force
+from transforms.decisions import HEADLESS, in_force
 from transforms.tables import identify
 
 SCHEMAS: Mapping[str, pa.Schema] = {**CONSOLIDATED, **BILLED, RAW: RAW_SCHEMA}
@@ -127,7 +127,7 @@ class _Gathering:
             "policies": _parsed(line["policies"]),
             "counted_s": counted,
             "excluded_s": {why: excluded[why] for why in sorted(excluded, key=[*CLASSES, *excluded].index)},
-            "reasons_say": [_code_says(code) for code in line["reasons"]],
+            "reasons_say": [_code_says(code) | {"answers": self.answers_of(line, code)} for code in line["reasons"]],
             "earlier_revisions": [row["revision"] for row in versions[:-1]],
         }
         about["others"] = [
@@ -161,7 +161,7 @@ class _Gathering:
 
     def item(self, about: Row, item_id: str) -> None:
         item = self.rows("worklist", item_id=item_id)[0]
-        about["item"] = item
+        about["item"] = {**item, "answers": answers(item["code"], item_id) if item["state"] == "open" else []}
         about["summary"] = f"{item['code']}: {item['message']} {item['suggestion']}"
         if item["line_id"] and self.rows("lines", line_id=item["line_id"]):
             self.line(about, item["line_id"])
@@ -188,6 +188,10 @@ class _Gathering:
         about["summary"] = f"{telling.event_words(event)}: {telling.time_words(event, self.zone_of(about))}."
 
     # Its parts
+
+    def answers_of(self, line: Row, code: str) -> list[str]:
+        """How a code that holds a line is answered by it; one that holds only because another line does is answered there."""
+        return answers(code, line["line_id"]) if line["state"] == "hold" and code != HEADLESS else []
 
     def zone_of(self, about: Row) -> str | None:
         """The zone of the order of all this; of a pump whose orders agree on one, where none is named."""

@@ -50,6 +50,7 @@ def as_html(explanation: Row) -> str:
     if (item := about["item"]) is not None:
         named = ("severity", "state", "patient_id", "pump_id", "payer", "order_id", "service_date", "minutes_at_stake")
         parts.append(_facts({name.replace("_", " "): item[name] for name in named if item[name] is not None}))
+        parts.append(_answers(item["answers"]))
     if about["setup"] is not None:
         parts.append(_tag("p", telling.setup_words(about["setup"], tz)))
     if line is not None:
@@ -102,9 +103,15 @@ def _line_minutes(line: Row) -> _Html:
     seconds = {"infusing": line["counted_s"], **line["excluded_s"]}
     stats = [_stat(f"{line['minutes']} min", "counted", "infusing")]
     stats += [_stat(telling.span(value), f"not counted: {telling.CLASSES.get(why, why)}", why) for why, value in line["excluded_s"].items()]
-    reasons = [_tag("li", _tag("b", said["code"]), f" {said['found']} {said['do']}") for said in line["reasons_say"]]
+    reasons = [
+        _tag("li", _tag("b", said["code"]), f" {said['found']} {said['do']}", _answers(said["answers"])) for said in line["reasons_say"]
+    ]
     note = _tag("p", telling.TWICE) if line["counted_s"] // 60 > line["minutes"] else _Html()
     return _section("Minutes", _stats(stats), _bar(seconds), note, _tag("ul", *reasons, class_="reasons") if reasons else _Html())
+
+
+def _answers(commands: Iterable[str]) -> _Html:
+    return _all(_tag("p", "Answer with: ", _tag("code", command)) for command in commands)
 
 
 def _stats(stats: Iterable[_Html]) -> _Html:

@@ -171,7 +171,8 @@ def _tree(about: Row) -> _Node:
     if said := zone_words(about):
         root.below.append(_Node(said, []))
     if (item := about["item"]) is not None:
-        root.below.append(_Node(f"item: {item['severity']}, {item['state']}, {item['minutes_at_stake']} min at stake", []))
+        below = [_Node(f"answer with: {command}", []) for command in item["answers"]]
+        root.below.append(_Node(f"item: {item['severity']}, {item['state']}, {item['minutes_at_stake']} min at stake", below))
     if (line := about["line"]) is not None:
         root.below += _line_nodes(about, line)
     root.below += [_session_node(session, tz) for session in about["sessions"]]
@@ -208,7 +209,10 @@ def _line_nodes(about: Row, line: Row) -> list[_Node]:
     minutes.below += [
         _Node(f"not counted: {span(seconds)} {why}, {CLASSES.get(why, why)}", []) for why, seconds in line["excluded_s"].items()
     ]
-    minutes.below += [_Node(f"held by {said['code']}: {said['found']} {said['do']}", []) for said in line["reasons_say"]]
+    minutes.below += [
+        _Node(f"held by {said['code']}: {said['found']} {said['do']}", [_Node(f"answer with: {one}", []) for one in said["answers"]])
+        for said in line["reasons_say"]
+    ]
     who = ", ".join(f"{name} {line[f'{name}_id']}" for name in ("patient", "order"))
     facts = _Node(f"{who}, {line['drug']}, {line['route']}, payer {line['payer']}, service date {line['service_date']}", [])
     nodes = [minutes, facts]

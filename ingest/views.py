@@ -26,7 +26,7 @@ import xlsxwriter
 from devices.errors import InputError
 from ingest import files, listing
 from ingest.lake import UNKNOWN, Lake
-from transforms import tables
+from transforms import decisions, tables
 
 PROPOSED = "Proposed from what pumps recorded; a biller decides what is billed."
 
@@ -34,6 +34,9 @@ FORMATS = ("table", "csv", "xlsx", "json", "parquet")
 
 _FILTERS: Mapping[str, str] = {"patient": "patient_id", "payer": "payer", "state": "state"}
 """Options, with the column that each is of; the month is that of the file."""
+
+_NOT_CLEARED = decisions.NEVER_CLEARED | {decisions.REVIEWER_HOLD, decisions.DECISION_LAPSED}
+"""Codes that are answered by another way: the order or the rule set is mended, or the decision taken back."""
 
 _VALUES = 12
 """So many values are named where a filter finds none."""
@@ -190,6 +193,16 @@ def plain(value: Any) -> Any:
             return [plain(inner) for inner in value]
         case _:
             return value
+
+
+def answers(code: str, ident: str) -> list[str]:
+    """The commands with which a reviewer answers a code that holds, or informs of, what has this id; none where only mending helps.
+
+    They are for people to copy, and no part of any table: `pumpledger decide` says what else can be decided.
+    """
+    asked = [f"--{decisions.SITE}"] if code == decisions.ANSWERS[decisions.SITE] else []
+    asked += [] if code in _NOT_CLEARED else [f"--clear {code}"]
+    return [f"pumpledger decide {ident[:10]} {one} --by YOU" for one in asked]
 
 
 def printable(text: str) -> str:
@@ -474,6 +487,7 @@ _VIEWS: Mapping[str, _View] = {
             ("minutes ", _of("minutes_at_stake")),
             ("what", _of("message")),
             ("next", _of("suggestion")),
+            ("answer", lambda row: " or ".join(answers(row["code"], row["item_id"])) if row["state"] == "open" else ""),
             ("state", _of("state")),
             ("id", _id("item_id")),
         ),

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 SAYS: dict[str, tuple[str, str]] = {
-    "NO_STOP": ("A delivery has no recorded stop.", "Find when it ended, from volume and rate or the visit record, and confirm a stop."),
+    "NO_STOP": (
+        "A delivery has no recorded stop.",
+        (
+            "Where it runs into a hole of the log it is counted to its last record: no stop can be confirmed there, only this cleared. "
+            "Else find when it ended, from volume and rate or the visit record, and confirm a stop."
+        ),
+    ),
     "NO_START": ("A stop was recorded for a delivery whose start is not in the log.", "Look for an earlier download of this pump."),
     "SESSION_OPEN": ("The infusion was still running at the end of the log.", "Sync the pump again after the infusion has ended."),
     "LOG_GAP": ("Records are missing from the pump's log.", "Download the pump again; an earlier capture may hold them."),

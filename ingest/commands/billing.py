@@ -157,6 +157,8 @@ _ACTIONS = ("confirm_site", "stop", "confirm_clock", "clear", "hold", "void")
 def decide(words: tuple[str, ...], note: str, by: str | None, lake: Path, as_json: bool, **asked: Any) -> None:
     """A reviewer's decision on a line, worklist item, session, set-up or event; it is kept, and what it touches is derived at once.
 
+    `worklist` and `explain` show the commands that fit an item, ready but for your name; more may be decided than they show.
+
     A decision holds as long as what it was taken on is as it was; then the item is open again. `undo` takes one back, whoever took it;
     so may an undo be. `list` shows all of them. Notes are kept for ever and shown: never write a patient's name or what names one.
 

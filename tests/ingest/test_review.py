@@ -13,18 +13,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devices.contract import Capture
 from devices.errors import InputError
-from ingest import explain, night, people, review, telling, upkeep, views
+from ingest import cli, demo, explain, night, people, review, telling, upkeep, views
 from ingest.lake import Lake
 from ingest.page import as_html
 from tests.ingest.test_cli import run
 from tests.ingest.test_files import at_call, in_child, kill
 from tests.ingest.test_night import fresh
-from tests.kit import anchor, capture, event, infusion, new_setup, numbered
+from tests.kit import PUMP, anchor, capture, event, infusion, new_setup, numbered
 from tests.test_proof import derived, histories, last_minute, order_file, pieces, put
 from transforms import tables
 
@@ -451,6 +452,47 @@ def test_a_biller_decides_releases_and_sees_amendments_on_the_command_line(tmp_p
         assert (tmp_path / f"a.{style}").stat().st_size > 100
     assert "released" in run("lines", *at)
     assert "decisions" in run("explain", ident, *at)
+
+
+def of_the_demo(folder: Path) -> Path:
+    demo.run(folder, lambda _: None, lambda _: None)
+    return folder / "lake"
+
+
+def of_a_pump_without_an_order(folder: Path) -> Path:
+    stranger = capture(numbered(infusion(0, 30)), anchor=anchor(60)), capture([{"seq": 9, **event(700, "other")}])
+    root = lake_of(folder, *stranger)
+    header, order = (folder / "orders.csv").read_text().splitlines()
+    other = order.replace(PUMP, "canonical:absent").replace("ord-1", "ord-9")
+    (folder / "orders.csv").write_text(f"{header}\n{order.replace('2026-01-01', '2026-03-03')}\n{other}\n")
+    night.nightly(root, orders_file=folder / "orders.csv")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("made", "among"),
+    [
+        (of_the_demo, {"OVER_8H", "NO_START", "CLOCK_UNCERTAIN", "NO_STOP", "DEMAND_ONLY", "POSSIBLE_SITE_CHANGE", "NEAR_THRESHOLD"}),
+        (of_a_pump_without_an_order, {"UNASSIGNED_PUMP", "NOT_SYNCED", "LOG_GAP"}),
+        (lambda folder: lake_of(folder, capture(numbered(UNENDED), anchor=anchor(6000))), {"NO_STOP"}),
+    ],
+)
+def test_every_command_that_the_worklist_and_explain_show_is_taken_as_it_is(tmp_path, made, among):
+    root = made(tmp_path)
+    shown = {(row["item_id"], row["code"]) for row in views.select(Lake.open(root), "worklist").to_pylist() if row["state"] == "open"}
+    assert among <= {code for _, code in shown}
+    for number, (item, code) in enumerate(sorted(shown)):
+        commands = views.answers(code, item)
+        assert commands or code in ("NO_CODE", "REVIEWER_HOLD", "DECISION_LAPSED")
+        assert all(f"answer with: {one}" in telling.as_text(explain.explain(Lake.open(root), item)) for one in commands)
+        for one in commands:
+            lake = Path(shutil.copytree(root, tmp_path / f"of {number}", dirs_exist_ok=True))
+            words = one.replace("YOU", "ana").split()
+            done = CliRunner().invoke(cli.main, [*words[1:], "--lake", str(lake)])
+            assert done.exit_code == 0, (one, done.output)
+            (state,) = (row["state"] for row in items(lake, code) if row["item_id"] == item)
+            assert state == "decided"
+            shutil.rmtree(lake)
 
 
 @pytest.mark.parametrize(
