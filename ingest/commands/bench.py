@@ -20,7 +20,7 @@ from devices.contract import Capture
 from devices.errors import InputError
 from devices.families import families
 from ingest import doctor, files, night, replay
-from ingest.commands.given import anchor_of, captures_of
+from ingest.commands.given import anchor_of, captures_of, unused
 from ingest.commands.options import address, console, form_of, json_option, lake_option, store_option, strict_option
 from simulators import rig, therapy
 from simulators.link import SerialDevice
@@ -58,6 +58,8 @@ def decode(
         if pump is not None or family_name not in families():
             raise
         captures = captures_of(paths, family_name, model, f"{family_name}:unknown", anchor)
+    for line in unused(anchor, captures):
+        console.print(f"[yellow]{escape(line)}[/]")
     events, faults, records = [], 0, 0
     for pump_id in sorted({capture.pump_id for capture in captures}):
         mine = list({capture.sha256: capture for capture in captures if capture.pump_id == pump_id}.values())

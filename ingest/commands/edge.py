@@ -16,7 +16,7 @@ from rich.progress import TaskID
 
 from devices.errors import InputError, masked
 from ingest import docks, enroll, gateway, hub, mllp, night, settings
-from ingest.commands.given import anchor_of, captures_of
+from ingest.commands.given import anchor_of, captures_of, unused
 from ingest.commands.options import address, console, json_option, lake_option, progress_bars, store_option, utc_moment
 from ingest.store import Arrival, Store
 
@@ -269,7 +269,8 @@ def load(
       pumpledger load page-*.data --family paradigm --model 522 --pump paradigm:123456 \\
           --clock 2026-03-08T06:00:00=2026-03-08T10:00:00Z
     """
-    captures = captures_of(paths, family_name, model, pump, anchor_of(clock))
+    anchor = anchor_of(clock)
+    captures = captures_of(paths, family_name, model, pump, anchor)
     if not captures:
         raise InputError("There is nothing in these files.", do="Check that they were written to the end.", code="empty")
     gateway.check_clocks(captures, now := datetime.now(UTC))
@@ -277,6 +278,8 @@ def load(
     with Store(store or lake / "store.sqlite") as keep:
         known = sum(keep.has(capture.sha256) for capture in captures)
         keep.append((capture, Arrival(received_at=now, via="file")) for capture in captures)
+    for line in unused(anchor, captures):
+        console.print(f"[yellow]{escape(line)}[/]")
     pumps = sorted({masked(capture.pump_id) for capture in captures})
     if as_json:
         told = {"files": len(paths), "captures": len(captures), "known": known, "pumps": pumps}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
 from devices.contract import Anchor, Capture
-from devices.errors import InputError
-from ingest import gateway
+from devices.errors import InputError, masked
+from ingest import gateway, night
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def anchor_of(text: str | None) -> Anchor | None:
@@ -41,3 +43,18 @@ def captures_of(
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.", do="Check the file and its permissions.", code="file") from error
     return gateway.captures_of(given, family=family_name, pump=pump, model=model, anchor=anchor)
+
+
+def unused(anchor: Anchor | None, captures: Sequence[Capture]) -> list[str]:
+    """A sentence for each pump in whose log, as these captures give it, a clock anchor of the command line ties nothing to UTC."""
+    if anchor is None:
+        return []
+    given = tuple((moment - _EPOCH) // timedelta(milliseconds=1) for moment in (anchor.pump_clock.replace(tzinfo=UTC), anchor.utc))
+    said = []
+    for pump in sorted({capture.pump_id for capture in captures}):
+        one = night.assembled(pump, list({capture.sha256: capture for capture in captures if capture.pump_id == pump}.values()))
+        placed = one.log.anchors if one.log is not None else ()
+        if given not in {(at.pump_clock_ms, at.utc_ms) for at in placed}:
+            why = "its files tell their own clock, which counts" if placed else "there is no record behind which it could have been read"
+            said.append(f"--clock is not used for {masked(pump)}: {why}.")
+    return said

@@ -264,6 +264,18 @@ def test_a_pump_that_contradicts_the_file_is_an_error(logs):
     run("load", logs / "a.jsonl", "--pump", "canonical:A1", "--lake", logs / "lake")
 
 
+def test_a_clock_that_ties_nothing_to_utc_is_told(logs):
+    clock = ("--clock", "2026-03-02T12:00:00=2026-03-02T12:00:00Z")
+    told = run("load", logs / "a.jsonl", *clock, "--lake", logs / "lake")
+    assert "--clock is not used for canonical:" in told
+    assert "their own clock" in told
+    (logs / "bare.jsonl").write_bytes(capture(numbered(infusion(0, 95))).data)
+    assert "--clock is not used" not in run("load", logs / "bare.jsonl", *clock, "--lake", logs / "lake")
+    (logs / "empty.jsonl").write_bytes(capture([{"seq": 1, "kind": "no such"}]).data)
+    assert "no record behind which" in run("load", logs / "empty.jsonl", *clock, "--lake", logs / "lake")
+    assert "--clock is not used" in run("decode", logs / "a.jsonl", "--family", "canonical", *clock, "-o", logs / "e.parquet")
+
+
 def test_a_clock_from_the_future_is_an_error_and_nothing_is_stored(logs):
     (logs / "b.jsonl").write_bytes(capture(numbered([event(0, "other")]), anchor=anchor(60 * 24 * 365 * 50)).data)
     assert "a day ahead" in run("load", logs / "b.jsonl", "--lake", logs / "lake", ok=1)
