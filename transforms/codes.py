@@ -37,7 +37,7 @@ SAYS: dict[str, tuple[str, str]] = {
     "VOLUME_MISMATCH": ("The volume the pump told differs from rate x time.", "Compare with the reservoir, and check the rates."),
     "AMENDED_AFTER_RELEASE": (
         "What a released line rests on has changed since it was released, or a further line came to it.",
-        "Compare the revisions (pumpledger amendments), and clear this: the next release then takes the void and what replaces it.",
+        "Compare the revisions (pumpledger amendments). Once this is cleared, the next release takes what nothing else holds.",
     ),
     "REVIEWER_HOLD": ("A reviewer holds this.", "Look at the reviewer's note; take the decision back when it is settled."),
     "DECISION_LAPSED": (
