@@ -303,14 +303,18 @@ def interrupted(name, *more):
 builtins.__import__ = interrupted
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", HEEDED + code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "Aborted!")
+
+
+HEEDED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Ctrl-C heard also where a shell runs the tests beside itself: all that it starts so ignores it."""
 
 
 @contextmanager
 def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A `pumpledger` that does not end by itself; both its streams are one."""
-    command = [sys.executable, "-m", "ingest", *map(str, arguments)]
+    command = [sys.executable, "-c", f"{HEEDED}from ingest.__main__ import main; main()", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield process
