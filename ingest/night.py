@@ -528,7 +528,7 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
         patients = [name.removeprefix(_PATIENT) for name in inputs if name.startswith(_PATIENT)]
         due = [patient for patient in patients if before.get(_PATIENT + patient) != inputs[_PATIENT + patient]]
         kept = pa.array(sorted(set(patients) - set(due)), pa.string())
-        found, _ = billed(lake, due, known, decided, taken)
+        found = billed(lake, due, known, decided, taken)
         whole = {}
         for name, schema in BILLED.items():
             old = lake.read(name, schema, buckets=[bucket])
@@ -579,10 +579,20 @@ def _bill_inputs(
     return {**found, "pumps": _hash(own, of_items), "not synced": _hash(unsynced.to_pylist())}
 
 
-def billed(
-    lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table
-) -> tuple[billing.Bill, list[decisions.Case]]:
-    """The lines of some patients from the facts that are published, and what decisions can be about; publishes nothing."""
+def billed(lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table) -> billing.Bill:
+    """The lines of some patients from the facts that are published; publishes nothing."""
+    with collector_off():
+        return billing.bill(*_given(lake, patients, known, decided, taken))
+
+
+def cases(lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table) -> list[decisions.Case]:
+    """What decisions about the lines of some patients can be about."""
+    with collector_off():
+        return billing.settled(*_given(lake, patients, known, decided, taken))[1]
+
+
+def _given(lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table) -> tuple[Any, ...]:
+    """What some patients are billed from."""
     pumps = {order.pump_id for patient in patients for order in known.of_patient(patient)}
     where = sorted({lake.bucket_of(pump) for pump in pumps})
     names = pa.array(sorted(pumps), pa.string())
@@ -601,10 +611,7 @@ def billed(
     )
     of_pumps = [not pumps.isdisjoint(row) for row in taken["pump_ids"].to_pylist()]
     mine = pc.or_(pc.is_in(taken["patient_id"], value_set=wanted), pa.array(of_pumps, pa.bool_()))
-    released = taken.filter(mine).to_pylist()
-    policy = asdict(settings.load(lake.root).facts)
-    with collector_off():
-        return billing.settled(facts, known, rule_sets(), policy, decided, released, patients)
+    return facts, known, rule_sets(), asdict(settings.load(lake.root).facts), decided, taken.filter(mine).to_pylist(), patients
 
 
 @contextmanager

@@ -345,7 +345,7 @@ class _Asked:
         if self._cases is None:
             lake = self.lake
             decided, taken = night.in_force(lake), people.released(lake)
-            self._cases = night.billed(lake, [patient], night.orders_of(lake), decided, taken)[1]
+            self._cases = night.cases(lake, [patient], night.orders_of(lake), decided, taken)
         return self._cases
 
 

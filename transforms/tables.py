@@ -275,7 +275,7 @@ AMENDMENTS = _schema(
 
 def identify(*parts: object) -> str:
     """A business key hashed into an id: 20 hex digits of SHA-256."""
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:20]
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:20]
 
 
 def rows_to_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]], *, sort: Sequence[str] = ()) -> pa.Table:
