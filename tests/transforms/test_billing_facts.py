@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from ingest.night import rule_sets
+from tests import kit, oracle
 from tests.kit import event, infusion, log, new_setup
+from transforms import billing
 
 INITIAL, FURTHER, SETUP, INJECTION = "96369", "96370", "96371", "96372"
 
@@ -133,3 +138,14 @@ def test_more_than_72_hours_on_one_site_is_worth_a_look_whether_or_not_another_s
     further = [*new_setup(end), *infusion(end, 60)] if later else []
     given = log(*new_setup(begin), *infusion(begin, hours * 60), *further)
     assert ("SITE_DWELL_LONG" in given.codes()) is long
+
+
+def test_lines_are_the_same_settled_one_by_one_and_all_at_once() -> None:
+    for n in range(60):
+        one = oracle.random_encounter(random.Random(f"settled:{n}"))
+        given = kit.give(*(taken.capture() for taken in one.captures), known=kit.orders(*one.orders))
+        facts = billing.Facts(*(given.facts[name] for name in ("sessions", "intervals", "setups", "doubts")))
+        alone, cases = billing.settled(facts, kit.orders(*one.orders), rule_sets(), {})
+        assert {case.encounter_id for case in cases} >= {line["encounter_id"] for line in given.rows("lines")}
+        for name in ("lines", "worklist", "days"):
+            assert getattr(alone, name).equals(getattr(given.bill, name)), (n, name)
