@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms import tables
-from transforms.block import NONE, Ints, timestamps
+from transforms.block import NONE, Ints, milliseconds, timestamps
 from transforms.codes import BIT, SAYS, bits_of, named
 from transforms.days import Days, days_of, split_by_day
 from transforms.decisions import Case, Decision, Review, answered
@@ -286,14 +286,12 @@ class _Book:
     @cached_property
     def pump_ids(self) -> pa.Array:
         """The pumps of its sessions."""
-        rank, names = self.spans.pump
-        firsts, _ = distinct(self.of_member, rank[self.member])
-        return listed(self.of_member[firsts], pa.array(names, pa.string()).take(pa.array(rank[self.member[firsts]])), len(self))
+        return self.spans.pumps_of(self.of_member, self.member, len(self))
 
     @cached_property
     def times(self) -> tuple[Ints, Ints]:
         """First start and last stop, where all are known."""
-        start, stop = (_ms(self.spans.of(name))[self.member] for name in ("start", "stop"))
+        start, stop = (milliseconds(self.spans.of(name))[self.member] for name in ("start", "stop"))
         if not len(self):
             return start, stop
         heads = self.bounds[:-1]
@@ -367,10 +365,9 @@ class _Book:
         holder, code, units, minutes, day, _ = self._proposed
         terms, row = self.spans.terms, pa.array(holder)
         order = self.order[holder]
-        orders, rules = terms.orders, [terms.rules_of(n) for n in range(len(terms.orders))]
 
-        def of_order(values: list[Any], kind: pa.DataType = pa.string()) -> pa.Array:  # noqa: B008 - a type of Arrow is a constant
-            return pa.array(values, kind).take(pa.array(order))
+        def of_rules(tell: Callable[[RuleSet], str]) -> pa.Array:
+            return pa.array([tell(rules) for rules in terms.rule_sets], pa.string()).take(pa.array(terms.rules[order]))
 
         rank, codes = words(pa.chunked_array([pa.array(code, pa.string())]))
         firsts, which = distinct(terms.rules[order], rank)
@@ -386,9 +383,8 @@ class _Book:
             "encounter_id": pa.array(self.ids, pa.string()).take(row),
             "session_ids": listed(self.of_member, names, len(self)).take(row),
             "pump_ids": self.pump_ids.take(row),
-            **{name: of_order([getattr(one, name) for one in orders]) for name in _OF_ORDER},
-            "rule_set": of_order([one.name for one in rules]),
-            "rule_version": of_order([one.version for one in rules]),
+            **{name: terms.column(name, order) for name in _OF_ORDER},
+            "rule_version": of_rules(lambda rules: rules.version),
             "service_date": pa.array(day.astype(np.int32), pa.int32()).cast(pa.date32()),
             "start": timestamps(start[holder], utc),
             "stop": timestamps(stop[holder], utc),
@@ -399,7 +395,7 @@ class _Book:
             "state": pa.array(["ready", "hold"]).take(pa.array((self.reasons[holder] != 0).astype(np.int64))),
             "reasons": pa.array([named(bits) for bits in told.tolist()], strings).take(pa.array(reasons)),
             "explanation": self.says.take(row),
-            "policies": of_order([self.policies[one.name] for one in rules]),
+            "policies": of_rules(lambda rules: self.policies[rules.name]),
             "ledger": self.ledger.take(row),
             "event_ids": self.event_ids.take(row),
             "evidence_hash": pa.array(self.evidence, pa.string()).take(row),
@@ -458,18 +454,13 @@ class _Book:
 
     def about(self, holder: Ints) -> pa.Table:
         """The columns of WORKLIST that the items of holders share."""
-        orders, order = self.spans.terms.orders, self.order[holder]
         at = np.searchsorted(self.line_holder, holder)
         has_line = np.append(self.line_holder, -1)[at] == holder
         first = self._of_span(self.member[self.bounds[holder]])
         is_day = holder >= len(self.encounters)
-        pumps = pa.ListArray.from_arrays(self.pump_ids.offsets, self.pump_ids.values)
         columns = {
-            **{
-                name: pa.array([getattr(one, name) for one in orders], pa.string()).take(pa.array(order))
-                for name in ("patient_id", "payer", "order_id")
-            },
-            "pump_id": pc.if_else(pa.array(is_day), pc.list_element(pumps.take(pa.array(holder)), 0), first["pump_id"]),
+            **{name: self.spans.terms.column(name, self.order[holder]) for name in ("patient_id", "payer", "order_id")},
+            "pump_id": pc.if_else(pa.array(is_day), pc.list_element(self.pump_ids.take(pa.array(holder)), 0), first["pump_id"]),
             "session_id": first["session_id"],
             "line_id": pa.array(self.line_ids, pa.string()).take(pa.array(np.where(has_line, at, 0), mask=~has_line)),
             "service_date": pa.array(self.day[holder].astype(np.int32), pa.int32()).cast(pa.date32()),
@@ -523,11 +514,7 @@ class _Book:
         return found
 
 
-_OF_ORDER = ("patient_id", "order_id", "payer", "drug", "route", "place_of_service")
-
-
-def _ms(column: pa.Array) -> Ints:
-    return np.asarray(pc.fill_null(column.cast(pa.int64()), NONE).to_numpy(zero_copy_only=False), dtype=np.int64)
+_OF_ORDER = ("patient_id", "order_id", "payer", "drug", "route", "place_of_service", "rule_set")
 
 
 def _explanation(m: int, units_of: Mapping[str, int], rules: RuleSet, reasons: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from transforms import tables
 from transforms.block import Ints
 from transforms.codes import BIT, named
 from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
-from transforms.groups import Bools, begins, covered, distinct, either, expand, has, listed
+from transforms.groups import Bools, begins, covered, either, expand, has
 from transforms.orders import local
 
 
@@ -47,20 +47,14 @@ class Days:
         left = is_open[self.member] & (brief[self.member] | (last[self.member] == self.day[self.of_member]))
         return has(self.of_member, left, len(self))
 
-    def pump_ids(self) -> pa.Array:
-        """The pumps of each."""
-        rank, names = self.spans.pump
-        firsts, _ = distinct(self.of_member, rank[self.member])
-        return listed(self.of_member[firsts], pa.array(names, pa.string()).take(pa.array(rank[self.member[firsts]])), len(self))
-
     def table(self) -> pa.Table:
         """DAYS."""
         terms = self.spans.terms
         told, which = np.unique(either(self.of_member, self.spans.flags[self.member], len(self)), return_inverse=True)
         columns = {
-            "order_id": pa.array([order.order_id for order in terms.orders], pa.string()).take(pa.array(self.order)),
-            "patient_id": pa.array([order.patient_id for order in terms.orders], pa.string()).take(pa.array(self.order)),
-            "pump_ids": self.pump_ids(),
+            "order_id": terms.column("order_id", self.order),
+            "patient_id": terms.column("patient_id", self.order),
+            "pump_ids": self.spans.pumps_of(self.of_member, self.member, len(self)),
             "date": pa.array(self.day.astype(np.int32), pa.int32()).cast(pa.date32()),
             "infusing_s": self.infusing_ms // 1000,
             "unknown_s": self.unknown_ms // 1000,

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from transforms.block import NONE, Ints, booleans, coded, milliseconds
 from transforms.codes import BIT
-from transforms.groups import Bools, begins, covered, distinct, either, expand, has, total, words
+from transforms.groups import Bools, begins, covered, distinct, either, expand, has, listed, total, words
 from transforms.orders import Order, Orders, local, local_ms, utc_ms
 from transforms.ruleset import RuleSet
 from transforms.tables import identify
@@ -86,6 +86,10 @@ class Terms:
     def per_rules(self, tell: Any, kind: Any = np.int64) -> Any:
         """What a function tells of each rule set, for each order."""
         return np.array([tell(rules) for rules in self.rule_sets], dtype=kind)[self.rules]
+
+    def column(self, name: str, order: Ints) -> pa.Array:
+        """What orders say of themselves."""
+        return pa.array([getattr(one, name) for one in self.orders], pa.string()).take(pa.array(order))
 
     def days(self, instants: Ints, order: Ints) -> Ints:
         """The local dates of UTC instants in the zones of these orders."""
@@ -174,6 +178,12 @@ class Spans:
         """The rank of its pump, and the pumps."""
         rank, names = words(self.facts.sessions["pump_id"])
         return rank[self.row], names
+
+    def pumps_of(self, group: Ints, member: Ints, groups: int) -> pa.Array:
+        """The pumps of the sessions of each group."""
+        rank, names = self.pump
+        firsts, _ = distinct(group, rank[member])
+        return listed(group[firsts], pa.array(names, pa.string()).take(pa.array(rank[member[firsts]])), groups)
 
     @cached_property
     def session_ids(self) -> list[str]:
