@@ -39,19 +39,22 @@ def timestamps(ms: Ints, kind: pa.DataType) -> pa.Array:
 
 def coded(column: pa.ChunkedArray, codes: dict[str, int], *, default: int = -1) -> Ints:
     """A column of words as their codes; `default` for null and for every other word."""
-    parts = []
+    parts = [np.empty(0, dtype=np.int64)]
     for chunk in column.chunks:
+        if chunk.null_count == len(chunk):
+            parts.append(np.full(len(chunk), default, dtype=np.int64))
+            continue
         encoded = chunk if isinstance(chunk, pa.DictionaryArray) else chunk.dictionary_encode()
         words = np.array([codes.get(word, default) for word in encoded.dictionary.to_pylist()] + [default], dtype=np.int64)
-        parts.append(words[pc.fill_null(encoded.indices, len(words) - 1).to_numpy(zero_copy_only=False)])
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        parts.append(words[pc.fill_null(encoded.indices, len(words) - 1).to_numpy()])
+    return np.concatenate(parts)
 
 
 def numbers(column: pa.ChunkedArray) -> Floats:
     """A column of numbers, NaN where it is null."""
-    return np.asarray(
-        column.cast(pa.float64()).to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.cast(pa.float64()).to_numpy()
-    )
+    if column.null_count == len(column):
+        return np.full(len(column), np.nan)
+    return np.asarray(column.cast(pa.float64()).to_numpy())
 
 
 def booleans(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -106,8 +109,15 @@ class Block:
 
     def words(self, name: str) -> pa.Array:
         """A column of strings or bytes in one piece."""
-        column = self.column(name)
-        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        if name not in self._whole:
+            column = self.column(name)
+            self._whole[name] = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+        return self._whole[name]
+
+    @cached_property
+    def _whole(self) -> dict[str, pa.Array]:
+        """The columns that were asked for in one piece."""
+        return {}
 
     @cached_property
     def kind(self) -> Ints:

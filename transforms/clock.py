@@ -267,3 +267,4 @@ def fix(
 
 
 KERNELS = ("run", "fix")
+LEAN = frozenset[str]()

@@ -668,3 +668,4 @@ KERNELS = (
     "flag_cut", "too_soon", "instants_of", "flag_rest", "is_flow_of", "count_inside", "lay_out", "add_setup", "session_of", "flush",
     "make_setups", "run",
 )  # fmt: skip
+LEAN = frozenset[str]()

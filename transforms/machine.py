@@ -659,3 +659,4 @@ KERNELS = (
     "start", "stop", "halt", "reach_limit", "clear_limit", "is_halt", "step", "finish", "earlier", "less", "ordered", "boluses", "touch",
     "merge", "run",
 )  # fmt: skip
+LEAN = frozenset(KERNELS) - {"ordered", "boluses", "merge", "run"}

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,26 @@ class _Facts:
         shown = int(self.block.pump_time[row])
         return None if shown == NONE else _EPOCH + timedelta(milliseconds=shown + ms - int(self.line.elapsed[row]))
 
+    @cached_property
+    def known(self) -> Ints:
+        """The rows whose UTC is known."""
+        return np.flatnonzero(self.line.utc != NONE)
+
+    def known_up_to(self, rows: Ints) -> Ints:
+        """Of each row, the last UTC known up to it in its pump's log; NONE where there is none."""
+        at = np.searchsorted(self.known, rows, side="right") - 1
+        return self._known_at(at, rows)
+
+    def known_from(self, rows: Ints) -> Ints:
+        """Of each row, the first UTC known from it on in its pump's log; NONE where there is none."""
+        return self._known_at(np.searchsorted(self.known, rows), rows)
+
+    def _known_at(self, at: Ints, rows: Ints) -> Ints:
+        """UTC at these places of `known`, where they are of the logs that these rows are of."""
+        row = np.append(self.known, -1)[np.where(at < len(self.known), at, -1)]
+        pump, mine = (np.searchsorted(self.block.bounds, of, side="right") for of in (row, rows))
+        return np.where((row >= 0) & (pump == mine), self.line.utc[row], NONE)
+
     def take(self, name: str, rows: Ints) -> pa.Array:
         """Of a column of words those of some rows; null for row -1."""
         return self.block.words(name).take(pa.array(rows, mask=rows < 0))
@@ -411,18 +432,18 @@ class _Facts:
 
     def evidence(self) -> Iterator[str]:
         """Of each session the hash of the bytes of its events and set-ups, the order's terms and its codes of time."""
-        raw = _Bytes(self.block.words("raw"))
         rows, terms = self.rows, [str(one) for one in self.orders.all] + ["None"]
         codes = [",".join(names) for names in _named(rows[:, grouping.FLAG] & TIME_FLAGS).to_pylist()]
+        shaped = [",".join(ids) for ids in self.decided]
         session, begins, ends = self.runs()
         bounds = np.searchsorted(session, np.arange(len(rows) + 1)).tolist()
-        begins, ends = begins.tolist(), ends.tolist()
-        told = zip(self.order.tolist(), rows[:, grouping.FROM_UTC].tolist(), codes, strict=True)
-        for number, (order, start, code) in enumerate(told):
-            shaped = ",".join(self.decided[number])
-            hashed = hashlib.sha256(f"{terms[order]}\n{start}\n{code}\n{shaped}\n".encode())
-            for run in range(bounds[number], bounds[number + 1]):
-                raw.add(hashed, begins[run], ends[run])
+        raw = _slices(self.block.words("raw"), begins, ends)
+        told = zip(self.order.tolist(), rows[:, grouping.FROM_UTC].tolist(), codes, shaped, pairwise(bounds), strict=True)
+        for order, start, code, ids, (first, beyond) in told:
+            hashed = hashlib.sha256(f"{terms[order]}\n{start}\n{code}\n{ids}\n".encode())
+            for lengths, data in islice(raw, beyond - first):
+                hashed.update(lengths)
+                hashed.update(data)
             yield hashed.hexdigest()
 
     def runs(self) -> tuple[Ints, Ints, Ints]:
@@ -496,33 +517,40 @@ class _Facts:
 
     def doubts(self) -> pa.Table:
         """What is not proved about time: cuts, from the last record before them on, and sessions with a code of the first row."""
-        last_known, next_known = _known(self.line.utc, self.block.bounds)
         made: list[dict[str, Any]] = []
-        cuts = self.out.cuts[: self.out.made[grouping.N_CUT]].tolist()
-        ends = self.block.bounds[1:] - 1
+        cuts = self.out.cuts[: self.out.made[grouping.N_CUT]]
         # A hole at the end of a log is a cut that nothing settles.
-        cuts += [(grouping.F_GAP, row, -1) for row in ends[self.line.stretch[ends] < 0].tolist()]
-        pump_of = np.searchsorted(self.block.bounds, [first for _, first, _ in cuts], side="right") - 1
-        keys, events = self.block.words("record_key"), self.block.words("event_id")
-        for (flag, first, settled), pump in zip(cuts, pump_of.tolist(), strict=True):
-            begins = first > self.block.bounds[pump]
+        ends = self.block.bounds[1:] - 1
+        unsettled = [(grouping.F_GAP, row, -1) for row in ends[self.line.stretch[ends] < 0].tolist()]
+        cuts = np.concatenate((cuts, np.array(unsettled, dtype=np.int64).reshape(-1, 3)))
+        flags, firsts, settled = cuts.T
+        pump_of = np.searchsorted(self.block.bounds, firsts, side="right") - 1
+        since = np.where(firsts > self.block.bounds[pump_of], self.known_up_to(firsts - 1), NONE)
+        until = np.where(settled >= 0, self.known_from(settled), NONE)
+        keys, events = self.take("record_key", firsts).to_pylist(), self.take("event_id", firsts).to_pylist()
+        of_cuts = zip(flags.tolist(), pump_of.tolist(), keys, events, since.tolist(), until.tolist(), strict=True)
+        for flag, pump, key, event, from_utc, to_utc in of_cuts:
             made.append(
                 {
-                    "doubt_id": identify("cut", self.block.pumps[pump], keys[first].as_py()),
+                    "doubt_id": identify("cut", self.block.pumps[pump], key),
                     "pump_id": self.block.pumps[pump],
                     "code": FLAGS[flag.bit_length() - 1],
-                    "from_utc": _or_none(last_known[first - 1]) if begins else None,
-                    "to_utc": _or_none(next_known[settled]) if settled >= 0 else None,
-                    "event_id": events[first].as_py(),
+                    "from_utc": _or_none(from_utc),
+                    "to_utc": _or_none(to_utc),
+                    "event_id": event,
                     "pieces": [],
                 }
             )
-        rows = self.rows
-        for session in np.flatnonzero(rows[:, grouping.FLAG] & TIME_FLAGS).tolist():
-            one = rows[session]
-            stop = int(self.pieces[one[grouping.STOP_PIECE], machine.E_ROW])
-            start, order = int(self.start_row[session]), int(self.order[session])
-            since, until = _or_none(one[grouping.FROM_UTC]), _or_none(one[grouping.TO_UTC])
+        doubted = np.flatnonzero(self.rows[:, grouping.FLAG] & TIME_FLAGS)
+        rows, starts = self.rows[doubted], self.start_row[doubted]
+        stops = self.pieces[rows[:, grouping.STOP_PIECE], machine.E_ROW]
+        since, until = rows[:, grouping.FROM_UTC], rows[:, grouping.TO_UTC]
+        since = np.where(since != NONE, since, self.known_up_to(starts))
+        until = np.where(until != NONE, until, self.known_from(stops))
+        events = self.take("event_id", starts).to_pylist()
+        of_sessions = zip(doubted.tolist(), rows, events, since.tolist(), until.tolist(), strict=True)
+        for session, one, event, from_utc, to_utc in of_sessions:
+            order = int(self.order[session])
             for code in (code for bit, code in enumerate(TIME_CODES) if one[grouping.FLAG] >> bit & 1):
                 made.append(
                     {
@@ -532,30 +560,24 @@ class _Facts:
                         "order_id": self.orders.all[order].order_id if order >= 0 else None,
                         "patient_id": self.orders.all[order].patient_id if order >= 0 else None,
                         "code": code,
-                        "from_utc": since if since is not None else _or_none(last_known[start]),
-                        "to_utc": until if until is not None else _or_none(next_known[stop]),
-                        "event_id": events[start].as_py(),
+                        "from_utc": _or_none(from_utc),
+                        "to_utc": _or_none(to_utc),
+                        "event_id": event,
                         "pieces": self.unended(one) if code == "NO_STOP" else [],
                     }
                 )
         return tables.rows_to_table(tables.DOUBTS, made, sort=("pump_id", "doubt_id"))
 
 
-class _Bytes:
-    """The bytes of consecutive rows of a column of strings or bytes, hashed with the length of each."""
-
-    def __init__(self, column: pa.Array) -> None:
-        _, offsets, data = column.buffers()
-        whole = np.frombuffer(offsets, dtype=np.int32) if offsets is not None else np.zeros(1, dtype=np.int32)
-        self._offsets = whole[column.offset : column.offset + len(column) + 1]
-        self._at = self._offsets.tolist()
-        self._lengths = memoryview(np.diff(self._offsets).tobytes())
-        self._data = memoryview(data) if data is not None else memoryview(b"")
-
-    def add(self, hashed: Any, begin: int, end: int) -> None:
-        """Hashes rows from `begin` up to `end`."""
-        hashed.update(self._lengths[4 * begin : 4 * end])
-        hashed.update(self._data[self._at[begin] : self._at[end]])
+def _slices(column: pa.Array, begins: Ints, ends: Ints) -> Iterator[tuple[memoryview, memoryview]]:
+    """Of each run of consecutive rows of a column of bytes, their lengths (int32) and their bytes, without a copy."""
+    _, offsets, buffer = column.buffers()
+    whole = np.frombuffer(offsets, dtype=np.int32) if offsets is not None else np.zeros(1, dtype=np.int32)
+    at = whole[column.offset : column.offset + len(column) + 1]
+    lengths = np.diff(at).data.cast("B")
+    data = memoryview(buffer) if buffer is not None else memoryview(b"")
+    places = zip((4 * begins).tolist(), (4 * ends).tolist(), at[begins].tolist(), at[ends].tolist(), strict=True)
+    return ((lengths[low:high], data[first:last]) for low, high, first, last in places)
 
 
 def _stop(order: Order) -> int:
@@ -564,17 +586,6 @@ def _stop(order: Order) -> int:
 
 def _or_none(moment: Any) -> int | None:
     return None if moment == NONE else int(moment)
-
-
-def _known(utc: Ints, bounds: Ints) -> tuple[Ints, Ints]:
-    """Of each row, the last UTC known up to it in its pump's log, and the first known from it on; NONE where there is none."""
-    size, rows = len(utc), np.arange(len(utc))
-    pump = np.searchsorted(bounds, rows, side="right") - 1
-    last = np.maximum.accumulate(np.where(utc != NONE, rows, -1)) if size else rows
-    following = np.minimum.accumulate(np.where(utc != NONE, rows, size)[::-1])[::-1] if size else rows
-    before = np.where((last >= 0) & (last >= bounds[pump]), utc[np.maximum(last, 0)], NONE)
-    after = np.where(following < bounds[pump + 1], utc[np.minimum(following, size - 1)], NONE)
-    return before, after
 
 
 def _numbers(values: Any) -> pa.Array:
