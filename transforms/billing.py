@@ -281,7 +281,7 @@ class _Book:
         by = np.lexsort((rank, owner))
         owner, rank = owner[by], rank[by]
         first = begins(owner, rank)
-        return listed(owner[first], pa.array(names, pa.string()).take(pa.array(rank[first])), len(self))
+        return listed(owner[first], names.take(pa.array(rank[first])), len(self))
 
     @cached_property
     def pump_ids(self) -> pa.Array:
@@ -371,7 +371,7 @@ class _Book:
 
         rank, codes = words(pa.chunked_array([pa.array(code, pa.string())]))
         firsts, which = distinct(terms.rules[order], rank)
-        revenue = [terms.rules_of(order[n]).revenue_of(codes[rank[n]]) for n in firsts.tolist()]
+        revenue = [terms.rules_of(order[n]).revenue_of(codes[rank[n]].as_py()) for n in firsts.tolist()]
         told, reasons = np.unique(self.reasons[holder], return_inverse=True)
         start, stop = self.times
         names = pa.array(self.spans.session_ids, pa.string()).take(pa.array(self.member))

@@ -174,7 +174,7 @@ class Spans:
         return either(owner, bits[told.indices.to_numpy(zero_copy_only=False)], len(self.row))
 
     @cached_property
-    def pump(self) -> tuple[Ints, list[str]]:
+    def pump(self) -> tuple[Ints, pa.Array]:
         """The rank of its pump, and the pumps."""
         rank, names = words(self.facts.sessions["pump_id"])
         return rank[self.row], names
@@ -183,7 +183,7 @@ class Spans:
         """The pumps of the sessions of each group."""
         rank, names = self.pump
         firsts, _ = distinct(group, rank[member])
-        return listed(group[firsts], pa.array(names, pa.string()).take(pa.array(rank[member[firsts]])), groups)
+        return listed(group[firsts], names.take(pa.array(rank[member[firsts]])), groups)
 
     @cached_property
     def session_ids(self) -> list[str]:
@@ -205,7 +205,8 @@ def spans_of(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet]) -> 
     pump, pump_ids = words(sessions["pump_id"])
     rows = np.flatnonzero(order >= 0)
     firsts, which = distinct(order[rows], pump[rows])
-    pairs = [(order_ids[order[row]], pump_ids[pump[row]]) for row in rows[firsts].tolist()]
+    heads = rows[firsts]
+    pairs = zip(order_ids.take(pa.array(order[heads])).to_pylist(), pump_ids.take(pa.array(pump[heads])).to_pylist(), strict=True)
     own = [next((o for o in orders.of_id(name) if o.pump_id == pump_id), None) for name, pump_id in pairs]
     terms = Terms({one.order_id for one in own if one is not None}, orders, rule_sets)
     rank = np.array([-1 if one is None else terms.rank[one.order_id] for one in own], dtype=np.int64)[which]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms.block import Ints
 
@@ -89,15 +90,10 @@ def listed(group: Ints, values: pa.Array, groups: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(bounds), values)
 
 
-def words(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
+def words(column: pa.ChunkedArray) -> tuple[Ints, pa.Array]:
     """A column of words as the rank of each among those that there are, -1 where it is null; and the words, sorted."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], column.type)
-    encoded = whole.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    known = sorted(names)
-    place = {name: rank for rank, name in enumerate(known)}
-    rank = np.array([place[name] for name in names] + [-1], dtype=np.int64)
-    code = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
-    return rank[code], known
+    encoded = column.combine_chunks().dictionary_encode()
+    order = pc.array_sort_indices(encoded.dictionary)
+    rank = np.full(len(order) + 1, -1, dtype=np.int64)
+    rank[order.to_numpy()] = np.arange(len(order))
+    return rank[encoded.indices.fill_null(len(order)).to_numpy(zero_copy_only=False)], encoded.dictionary.take(order)
