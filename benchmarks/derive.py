@@ -16,12 +16,16 @@ Ratios travel; absolute figures do not.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from devices.contract import EVENTS, event_id
-from ingest.night import collector_off, rule_sets
+from ingest.night import rule_sets
 from transforms import billing, sessions
 from transforms.block import Block
 from transforms.orders import COLUMNS, Orders, parse
@@ -37,7 +41,7 @@ from transforms.orders import COLUMNS, Orders, parse
 FIRST_MS = 1_772_323_200_000  # 2026-03-01 00:00 UTC
 DAYS, A_DAY, DAY_MS = 30, 2, 86_400_000
 PER_SESSION = 33
-PUMPS_A_FILE = 250
+PUMPS_A_FILE = 125
 READ = [
     "event_id", "pump_id", "log_epoch", "record_key", "seq", "kind", "source", "reason", "target", "at", "alarm_class", "stops_delivery",
     "pump_time", "new_time", "native_ms", "rate_ml_h", "rate_dose_h", "volume_ml", "programmed_ml", "dose", "programmed_dose", "duration_s",
@@ -130,23 +134,23 @@ def known(pumps: int) -> Orders:
 # --- what is measured -------------------------------------------------------------------------------------------------------------
 
 
-def packed(folder: Path) -> int:
+def packed(folder: Path) -> tuple[int, float]:
     """(a)"""
     import polars as pl
 
     events = pl.read_parquet(folder / "*.parquet", columns=READ)
-    key = events["pump_id"].cast(pl.Categorical).to_physical().cast(pl.Int64) * (1 << 32) + events["seq"].fill_null(0)
-    return events.with_columns(key.alias("key")).sort("key").height
+    key = events["pump_id"].str.tail(5).cast(pl.Int64) * (1 << 32) + events["seq"].fill_null(0)
+    return events.with_columns(key.alias("key")).sort("key").height, _resident_mb()
 
 
-def four(folder: Path) -> int:
+def four(folder: Path) -> tuple[int, float]:
     """(b)"""
     import polars as pl
 
-    return pl.read_parquet(folder / "*.parquet", columns=READ).sort("pump_id", "log_epoch", "seq", "pump_time").height
+    return pl.read_parquet(folder / "*.parquet", columns=READ).sort("pump_id", "log_epoch", "seq", "pump_time").height, _resident_mb()
 
 
-def simple(folder: Path) -> int:
+def simple(folder: Path) -> tuple[int, float]:
     """(c): starts and stops paired, gaps closed, minutes and units; no holds, no ledger, no ids, no time but the printed one."""
     import pandas as pd
 
@@ -163,40 +167,70 @@ def simple(folder: Path) -> int:
     found["date"] = found["start"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt.date
     by_day = found.groupby(["pump_id", "date"])["minutes"].sum().astype("int64").reset_index()
     by_day["further"] = ((by_day["minutes"] - 31) // 60).where(by_day["minutes"] >= 91, 0)
-    return len(by_day)
+    return len(by_day), _resident_mb()
 
 
-def derivation(folder: Path, share: int = 1) -> int:
-    """(d), of every `share`-th pump."""
+def derivation(folder: Path, share: int = 1) -> tuple[int, float]:
+    """(d), of every `share`-th pump: files go over processes, as the tasks of a night take buckets; a few pumps need but one."""
     files = sorted(folder.glob("events-*.parquet"))
-    orders, policy = known(len(files) * PUMPS_A_FILE), sessions.FactPolicy()
-    out = folder / "out"
-    out.mkdir(exist_ok=True)
-    made = 0
+    (folder / "out").mkdir(exist_ok=True)
+    batches = [[file] for file in files] if share == 1 else [files]
+    workers = min(len(os.sched_getaffinity(0)), len(batches))
+    derive = partial(_derived, len(files), share)
+    if workers == 1:
+        told = [derive(batch) for batch in batches]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            told = list(pool.map(derive, batches))
+    spent = {what: sum(one.spent[what] for one in told) for what in ("read", "facts", "bill", "write")}
+    print(f"   {workers} processes, of it " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in spent.items()), file=sys.stderr)
+    at_most = {one.process: one.mb for one in sorted(told, key=lambda one: one.mb)}
+    at_most[os.getpid()] = _resident_mb()
+    return sum(one.lines for one in told), sum(at_most.values())
+
+
+@dataclass
+class Derived:
+    """What a process made of some files: lines, seconds by step, and the most memory it held."""
+
+    lines: int
+    spent: dict[str, float]
+    process: int
+    mb: float
+
+
+def _resident_mb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _derived(files: int, share: int, batch: list[Path]) -> Derived:
+    orders, policy = known(files * PUMPS_A_FILE), sessions.FactPolicy()
     spent = dict.fromkeys(("read", "facts", "bill", "write"), 0.0)
-    for file in files:
-        mark = time.perf_counter()
-        due = None
-        if share > 1:
-            first = int(file.stem.split("-")[1]) * PUMPS_A_FILE
-            due = [("pump_id", "in", [f"canonical:{n:05}" for n in range(first, first + PUMPS_A_FILE) if n % share == 0])]
-        columns = [name for name in EVENTS.names if name in READ]
-        block = _block(pq.read_table(file, columns=columns, read_dictionary=_WORDS, filters=due))
-        mark = _spent(spent, "read", mark)
-        facts = sessions.derive_all(block, orders, policy, events=False)
-        mark = _spent(spent, "facts", mark)
-        told = billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts)
-        with collector_off():
-            found = billing.bill(told, orders, rule_sets(), asdict(policy))
-        mark = _spent(spent, "bill", mark)
-        tables = {name: getattr(facts, name) for name in ("sessions", "intervals", "setups", "doubts")}
-        tables |= {name: getattr(found, name) for name in ("lines", "worklist", "days")}
-        for name, table in tables.items():
-            pq.write_table(table, out / f"{name}-{file.stem}.parquet", compression="zstd", compression_level=1)
-        _spent(spent, "write", mark)
-        made += found.lines.num_rows
-    print("   of it " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items()), file=sys.stderr)
-    return made
+    mark = time.perf_counter()
+    columns = [name for name in EVENTS.names if name in READ]
+    parts = [pq.read_table(file, columns=columns, read_dictionary=_WORDS, filters=_due(file, share)) for file in batch]
+    block = _block(pa.concat_tables(parts).unify_dictionaries().combine_chunks())
+    del parts
+    mark = _spent(spent, "read", mark)
+    facts = sessions.derive_all(block, orders, policy, events=False)
+    del block
+    mark = _spent(spent, "facts", mark)
+    found = billing.bill(billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts), orders, rule_sets(), asdict(policy))
+    mark = _spent(spent, "bill", mark)
+    tables = {name: getattr(facts, name) for name in ("sessions", "intervals", "setups", "doubts")}
+    tables |= {name: getattr(found, name) for name in ("lines", "worklist", "days")}
+    for name, table in tables.items():
+        pq.write_table(table, batch[0].parent / "out" / f"{name}-{batch[0].stem}.parquet", compression="zstd", compression_level=1)
+    _spent(spent, "write", mark)
+    return Derived(found.lines.num_rows, spent, os.getpid(), _resident_mb())
+
+
+def _due(file: Path, share: int) -> list[tuple[str, str, list[str]]] | None:
+    if share == 1:
+        return None
+    first = int(file.stem.split("-")[1]) * PUMPS_A_FILE
+    return [("pump_id", "in", [f"canonical:{n:05}" for n in range(first, first + PUMPS_A_FILE) if n % share == 0])]
 
 
 def _spent(spent: dict[str, float], what: str, since: float) -> float:
@@ -229,7 +263,7 @@ def _block(events: pa.Table) -> Block:
     )
 
 
-def _one_in_thirty(folder: Path) -> int:
+def _one_in_thirty(folder: Path) -> tuple[int, float]:
     return derivation(folder, 30)
 
 
@@ -250,8 +284,8 @@ def main() -> int:
     told = asks.parse_args()
     if told.one:
         began = time.perf_counter()
-        found = ONES[told.one](told.folder)
-        print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, found)
+        rows, mb = ONES[told.one](told.folder)
+        print(time.perf_counter() - began, mb, rows)
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = told.folder or Path(temporary)
