@@ -6,10 +6,13 @@ same functions as they are written. Both give the same (tests/transforms/test_co
 
 from __future__ import annotations
 
+import hashlib
 import types
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+
+import numpy as np
 
 ROWS = 10_000
 """From so many events on, kernels are compiled: as written they take some 17 µs an event, and loading them compiled 0.3 s."""
@@ -39,10 +42,27 @@ def _compiled(module: types.ModuleType) -> types.SimpleNamespace:
     import numba
 
     world: dict[str, Any] = dict(vars(module))
+    made_of = _fingerprint(module)
     for name in module.KERNELS:
         plain: Callable[..., Any] = getattr(module, name)
         twin = types.FunctionType(plain.__code__, world, name, plain.__defaults__)
-        twin.__module__ = module.__name__
+        twin.__module__, twin.__qualname__ = module.__name__, f"{name}-{made_of}"
         counting: dict[str, Any] = {"_nrt": name not in module.LEAN}
         world[name] = numba.njit(twin, cache=True, nogil=True, **counting)
     return types.SimpleNamespace(**{name: world[name] for name in module.KERNELS})
+
+
+def _fingerprint(module: types.ModuleType) -> str:
+    """A hash of what the kernels of a module are compiled from: their code, and the constants that they name.
+
+    Constants become part of the compiled code, also those of other modules; numba alone looks at the age of the kernel's own file.
+    """
+    hashed = hashlib.sha256()
+    for name in module.KERNELS:
+        code = getattr(module, name).__code__
+        hashed.update(f"{name}\n{code.co_code!r}\n{code.co_consts!r}\n{name in module.LEAN}\n".encode())
+        for used in code.co_names:
+            value = getattr(module, used, None)
+            if isinstance(value, (int, float, tuple, np.ndarray)):
+                hashed.update(f"{used}\n{value.tolist() if isinstance(value, np.ndarray) else value!r}\n".encode())
+    return hashed.hexdigest()[:12]

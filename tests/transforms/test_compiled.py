@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import types
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +36,16 @@ def test_a_block_of_many_logs_gives_what_each_gives_alone() -> None:
     for name in ("events", "sessions", "intervals", "setups", "doubts"):
         rows = sorted(str(row) for one in alone for row in getattr(one, name).to_pylist())
         assert sorted(str(row) for row in getattr(whole, name).to_pylist()) == rows, name
+
+
+def test_a_kernel_kept_on_disk_is_compiled_anew_once_a_constant_of_another_module_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.py"
+    file.write_text("def run(one):\n    return one + FROM_ELSEWHERE\n\nKERNELS, LEAN = ('run',), ()\n")
+
+    def given(value: int) -> int:
+        module = types.ModuleType("kernels")
+        module.__dict__["FROM_ELSEWHERE"] = value
+        exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
+        return int(compiled.Kernels(module, compiled.ROWS).run(1))
+
+    assert [given(1), given(2), given(1)] == [2, 3, 2]
