@@ -352,7 +352,7 @@ class _Facts:
             "possible_sites": setups(sites == grouping.POSSIBLE),
             "time_quality": pa.array(QUALITIES, pa.string()).take(pa.array(rows[:, grouping.WORST])),
             "state": pa.array(("open", "closed", "uncertain")).take(pa.array(state)),
-            "flags": _named(rows[:, grouping.FLAG]),
+            "flags": _lists(*_named(rows[:, grouping.FLAG])),
             "first_event": self.take("event_id", start[:, machine.S_ROW]),
             "last_event": self.take("event_id", stop[:, machine.E_ROW]),
             "evidence_hash": list(self.evidence()),
@@ -433,14 +433,15 @@ class _Facts:
     def evidence(self) -> Iterator[str]:
         """Of each session the hash of the bytes of its events and set-ups, the order's terms and its codes of time."""
         rows, terms = self.rows, [str(one) for one in self.orders.all] + ["None"]
-        codes = [",".join(names) for names in _named(rows[:, grouping.FLAG] & TIME_FLAGS).to_pylist()]
+        sets, codes = _named(rows[:, grouping.FLAG] & TIME_FLAGS)
+        joined = [",".join(names) for names in sets]
         shaped = [",".join(ids) for ids in self.decided]
         session, begins, ends = self.runs()
         bounds = np.searchsorted(session, np.arange(len(rows) + 1)).tolist()
         raw = _slices(self.block.words("raw"), begins, ends)
-        told = zip(self.order.tolist(), rows[:, grouping.FROM_UTC].tolist(), codes, shaped, pairwise(bounds), strict=True)
+        told = zip(self.order.tolist(), rows[:, grouping.FROM_UTC].tolist(), codes.tolist(), shaped, pairwise(bounds), strict=True)
         for order, start, code, ids, (first, beyond) in told:
-            hashed = hashlib.sha256(f"{terms[order]}\n{start}\n{code}\n{ids}\n".encode())
+            hashed = hashlib.sha256(f"{terms[order]}\n{start}\n{joined[code]}\n{ids}\n".encode())
             for lengths, data in islice(raw, beyond - first):
                 hashed.update(lengths)
                 hashed.update(data)
@@ -511,7 +512,7 @@ class _Facts:
             "evidence": pa.ListArray.from_arrays(
                 pa.array(np.append(rows[:, grouping.U_FROM], len(fills)), pa.int32()), self.take("event_id", fills)
             ),
-            "decisions": [[one] if one is not None else [] for one in confirmed],
+            "decisions": _each(confirmed),
         }
         return _table(tables.SETUPS, columns, "pump_id", "setup_id")
 
@@ -597,10 +598,21 @@ def _take(names: Sequence[str], codes: Ints) -> pa.Array:
     return pa.array(names, pa.string()).take(pa.array(codes, mask=codes < 0))
 
 
-def _named(flags: Ints) -> pa.Array:
-    """Bits as the list of the codes that they stand for."""
+def _named(flags: Ints) -> tuple[list[list[str]], Ints]:
+    """Bits as the codes that they stand for: all sets of codes there are, and of each the number of its set."""
     masks, where = np.unique(flags, return_inverse=True)
-    lists = [[code for bit, code in enumerate(FLAGS) if mask >> bit & 1] for mask in masks.tolist()]
+    return [[code for bit, code in enumerate(FLAGS) if mask >> bit & 1] for mask in masks.tolist()], where
+
+
+def _each(values: list[str | None]) -> pa.Array:
+    """A column of lists: of the one value, or empty where there is none."""
+    column = pa.array(values, pa.string())
+    ends = np.cumsum(np.append(0, column.is_valid().to_numpy(zero_copy_only=False)))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), column.drop_null())
+
+
+def _lists(lists: Sequence[Sequence[str]], where: Ints) -> pa.Array:
+    """A column of lists, each told by its number."""
     return pa.array(lists, pa.list_(pa.string())).take(pa.array(where))
 
 
