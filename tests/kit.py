@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -67,6 +67,15 @@ def assembled(captures: Sequence[Capture]) -> Log:
     """The log of the one pump that these captures are of."""
     adapter = family(captures[0].family)
     return adapter.assemble(captures[0].pump_id, *joined(adapter.decode(one) for one in captures))
+
+
+def saying(one: Log, **columns: Sequence[Any]) -> Log:
+    """The same log with these columns of its events: what canonical lines cannot say, such as elapsed time of a family's own."""
+    events = one.events
+    for name, values in columns.items():
+        place = events.schema.get_field_index(name)
+        events = events.set_column(place, events.schema.field(place), pa.array(values, events.schema.field(place).type))
+    return replace(one, events=events)
 
 
 def head(one: Capture) -> CaptureHead:

@@ -1,16 +1,17 @@
 """Mutation testing of time, sessions and billing: `python -m tests.mutants --sample N --seed S` (docs/decisions/0023).
 
-A mutant is a module of `MODULES` with one small change of its syntax tree. It counts as killed if the module no longer loads, if a
-derivation of it crashes or takes longer than `CPU_S`, if any of the same random encounters (tests/oracle.py) and histories
-(tests/histories.py) gives another table than the module as it is written, or else if a test of `TESTS` fails. Every mutant runs in a
-forked child that loads our modules anew; nothing is written to disk. Words are not mutated, nor what loads only (imports, annotations,
-names of kernels).
+A mutant is a module of `MODULES` with one small change of its syntax tree. The suite kills it if the module no longer loads, or if a test
+of `TESTS` fails or takes longer than `CPU_S`; what the suite lets pass, the tables kill if any of the same random encounters
+(tests/oracle.py) and histories (tests/histories.py) gives another table than the module as it is written, or none in time. The command
+gives both scores: that of the suite alone, and that with the tables. Every mutant runs in a forked child that loads our modules anew;
+nothing is written to disk. Words are not mutated, nor what loads only (imports, annotations, names of kernels).
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -33,26 +34,28 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = tuple(
-    f"transforms.{name}" for name in ("clock", "machine", "grouping", "sessions", "encounters", "holds", "days", "billing", "decisions")
-)
-TESTS = tuple(
-    f"tests/transforms/{name}"
-    for name in (
-        "test_billing_facts.py", "test_boundaries.py", "test_decisions.py", "test_rule_sets.py", "test_sessions.py", "test_totals.py",
-    )
+MODULES = (
+    "clock", "machine", "grouping", "sessions", "decisions", "orders", "ruleset", "totals", "encounters", "holds", "days", "groups",
+    "billing", "worklist",
 )  # fmt: skip
+"""Those of the room `transforms` that decide what is billed; a name without a file is passed over."""
+
+TESTS = ("tests/transforms/test_sessions.py", "tests/transforms/test_boundaries.py", "tests/transforms")
+"""All of the room; those first that kill most."""
+
 LONG = (
+    "test_compiled_and_plain_kernels_give_the_same_bytes",
     "test_late_data_never_leaves_a_changed_line_ready_or_as_if_it_stood",
     "test_a_release_followed_by_nothing_new_amends_nothing",
 )
-"""Left out: seconds each, and about what the others of their file show one by one."""
+"""Left out: many seconds each, and about what the others show one by one."""
 
 SEED, OFTEN, OF, HISTORIES = 20260302, 5, 3000, 30
 """Of so many encounters those are taken that meet one of the first so many of a fault or boundary; and so many histories."""
 
 CPU_S = 60
-"""A child that has used so many seconds of a processor does not end."""
+"""A child that has used so many seconds of a processor for the suite, or after that for the tables, does not end."""
+PASSED = "the suite passes\n"
 
 # --- the changes ----------------------------------------------------------------------------------------------------------------
 
@@ -242,15 +245,24 @@ def given(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         yield {**one.facts, "lines": one.bill.lines, "worklist": one.bill.worklist, "days": one.bill.days}
 
 
-def judge(module: str, number: int | None, numbers: Sequence[int], right: Sequence[dict[str, Any]]) -> str:
-    """What kills a mutant; empty if nothing does. In a process of its own."""
+def by_suite(module: str, number: int | None, tests: Sequence[str]) -> str:
+    """What of these tests kills a mutant; empty if nothing does. In a process of its own, which has the mutant from here on."""
     _ours_anew()
     try:
         sys.meta_path.insert(0, _Changed(module, compiled(module, number)))
         importlib.import_module("tests.kit")
-        importlib.import_module("transforms.sessions")
+        importlib.import_module(module)
     except Exception as error:
         return f"does not load: {type(error).__name__}"
+    failed = _First()
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", " and ".join(f"not {name}" for name in LONG)]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        ended = pytest.main([*(str(ROOT / one) for one in tests), *options], plugins=[failed])
+    return failed.name or ("" if ended == pytest.ExitCode.OK else f"test: pytest ends with {ended}")
+
+
+def by_tables(numbers: Sequence[int], right: Sequence[dict[str, Any]]) -> str:
+    """Which table differs from that of the modules as they are written; empty if none does."""
     try:
         for n, (found, expected) in enumerate(zip(given(numbers), right, strict=True)):
             for table, rows in found.items():
@@ -258,12 +270,7 @@ def judge(module: str, number: int | None, numbers: Sequence[int], right: Sequen
                     return f"tables: {table} of {n}"
     except Exception as error:
         return f"tables: {type(error).__name__}"
-    failed = _First()
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        files = [str(ROOT / one) for one in TESTS if (ROOT / one).exists()]
-        pytest.main([*files, *options, "-k", " and ".join(f"not {name}" for name in LONG)], plugins=[failed])
-    return failed.name
+    return ""
 
 
 class _First:
@@ -280,16 +287,19 @@ class _First:
             self.name = f"test: {report.nodeid} does not load"
 
 
-def apart(module: str, number: int | None, numbers: Sequence[int], right: Sequence[dict[str, Any]]) -> str:
-    """`judge` in a forked child."""
+def apart(module: str, number: int | None, tests: Sequence[str], compare: Callable[[], str] | None) -> str:
+    """What kills a mutant, in a forked child: the suite, else `compare` where it is given; empty if nothing does."""
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
         os.close(reads)
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
-        said = ""
         try:
-            said = judge(module, number, numbers, right)
+            _limited()
+            said = by_suite(module, number, tests)
+            if not said and compare is not None:
+                os.write(writes, PASSED.encode())
+                _limited()
+                said = compare()
         except BaseException as error:
             said = f"stopped: {type(error).__name__}"
         finally:
@@ -297,12 +307,20 @@ def apart(module: str, number: int | None, numbers: Sequence[int], right: Sequen
             os._exit(0)
     os.close(writes)
     with os.fdopen(reads, "rb") as pipe:
-        said = pipe.read().decode()
+        before, passed, said = pipe.read().decode().rpartition(PASSED)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
-        return "does not end" if name == "SIGXCPU" else f"died of {name}"
-    return said
+        said = "does not end" if name == "SIGXCPU" else f"died of {name}"
+        return f"tables: {said}" if passed else f"test: {said}"
+    return said or before
+
+
+def _limited() -> None:
+    """Ends this process once it has used `CPU_S` more."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = int(used.ru_utime + used.ru_stime) + CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------------------
@@ -320,49 +338,55 @@ def sampled(every: dict[str, list[Change]], count: int, seed: int) -> list[Chang
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
+    there = [name for name in MODULES if source_of(f"transforms.{name}").exists()]
     parser = argparse.ArgumentParser(
         prog="python -m tests.mutants", description="Mutants of time, sessions and billing, and who kills them."
     )
     parser.add_argument("--sample", type=int, default=300, help="so many of all mutants (0: all, which takes hours)")
     parser.add_argument("--seed", type=int, default=1, help="of the sample")
-    parser.add_argument("--module", action="append", choices=[name.rpartition(".")[2] for name in MODULES], help="these modules only")
-    parser.add_argument("--line", type=int, help="mutants of this line only")
+    parser.add_argument("--module", action="append", choices=there, help="these modules only")
+    parser.add_argument("--line", type=int, action="append", help="mutants of these lines only")
+    parser.add_argument("--tests", action="append", help="these files of tests instead of those of tests/transforms")
+    parser.add_argument("--suite", action="store_true", help="do not compare tables")
     parser.add_argument("--verbose", action="store_true", help="say of each what killed it")
     asked = parser.parse_args(arguments)
     settings.register_profile("mutants", database=None, derandomize=True, deadline=None)
     settings.load_profile("mutants")
     sys.path.insert(0, str(ROOT))
-    names = [name for name in MODULES if not asked.module or name.rpartition(".")[2] in asked.module]
+    names = [f"transforms.{name}" for name in there if not asked.module or name in asked.module]
     every = {name: list(changes(name, ast.parse(source_of(name).read_text()))) for name in names}
     if asked.line:
-        every = {name: [change for change in mine if change.line == asked.line] for name, mine in every.items()}
+        every = {name: [change for change in mine if change.line in asked.line] for name, mine in every.items()}
     taken = sampled(every, asked.sample, asked.seed)
+    tests = asked.tests or TESTS
     begun = time.monotonic()
-    numbers = chosen()
-    right = list(given(numbers))
-    unchanged = apart(names[0], None, numbers, right)
+    compare = None
+    if not asked.suite:
+        numbers = chosen()
+        compare = functools.partial(by_tables, numbers, list(given(numbers)))
+    unchanged = apart(names[0], None, tests, compare)
     if unchanged:
         print(f"the modules as they are written do not pass: {unchanged}")
         return 2
-    of, killed, by = Counter[str](), Counter[str](), Counter[str]()
+    of, suite, tables = Counter[str](), Counter[str](), Counter[str]()
     for change in taken:
-        why = apart(change.module, change.number, numbers, right)
+        why = apart(change.module, change.number, tests, compare)
         of[change.module] += 1
-        killed[change.module] += bool(why)
-        by[(why or "nothing").partition(":")[0].split(" ")[0]] += 1
+        suite[change.module] += bool(why) and not why.startswith("tables")
+        tables[change.module] += why.startswith("tables")
         where = f"{source_of(change.module).relative_to(ROOT)}:{change.line}"
         if not why:
             print(f"survived  {where}  {change.said}", flush=True)
-        elif asked.verbose:
+        elif asked.verbose or why.startswith("tables"):
             print(f"killed    {where}  {change.said}  by {why}", flush=True)
-    print(
-        f"\nsample {asked.sample}, seed {asked.seed}; {time.monotonic() - begun:.0f} s; by "
-        + ", ".join(f"{n} {who}" for who, n in by.items())
-    )
-    for name in names:
-        if of[name]:
-            print(f"{name:24} {killed[name]:4} of {of[name]:4} killed, {killed[name] / of[name]:5.1%}; {len(every[name])} mutants")
-    print(f"{'all':24} {killed.total():4} of {of.total():4} killed, {killed.total() / max(1, of.total()):5.1%}")
+    print(f"\nsample {asked.sample}, seed {asked.seed}; {time.monotonic() - begun:.0f} s")
+    print(f"{'module':24} {'mutants':>8} {'taken':>6} {'by the suite':>18}" + ("" if asked.suite else f" {'and by tables':>18}"))
+    for name in (*(name for name in names if of[name]), "all"):
+        whole = name == "all"
+        n, first, more = (sum(c.values()) if whole else c[name] for c in (of, suite, tables))
+        mutants = sum(map(len, every.values())) if whole else len(every[name])
+        shown = [first] if asked.suite else [first, first + more]
+        print(f"{name:24} {mutants:8} {n:6} " + " ".join(f"{killed:9} {killed / max(1, n):8.1%}" for killed in shown))
     return 0
 
 
