@@ -40,9 +40,7 @@ MODULES = (
 )  # fmt: skip
 """Those of the room `transforms` that decide what is billed; a name without a file is passed over."""
 
-TESTS = ("tests/transforms/test_sessions.py", "tests/transforms/test_boundaries.py", "tests/transforms")
-"""All of the room; those first that kill most."""
-
+TESTS = ("tests/transforms",)
 LONG = (
     "test_compiled_and_plain_kernels_give_the_same_bytes",
     "test_late_data_never_leaves_a_changed_line_ready_or_as_if_it_stood",
