@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """What the rows of sessions and doubts say of themselves: evidence, seconds, local times, and the deliveries that have no stop."""
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def test_evidence_changes_with_the_terms_of_the_order_the_start_and_the_codes_of
     assert list(hashes(lines, orders(start="2027-01-01T00:00:00Z")).values()) != [before]
 
 
-# --- columns ----------------------------------------------------------------------------------------------------------------------------
+# --- columns ------------------------------------------------------------------------------------------
 
 
 def test_the_columns_of_a_session_in_a_zone_of_its_own():
@@ -134,7 +133,7 @@ def test_seconds_are_cut_and_the_rest_is_a_pause():
     }  # fmt: skip
 
 
-# --- deliveries without a stop --------------------------------------------------------------------------------------------------------------
+# --- deliveries without a stop ------------------------------------------------------------------------------------------
 
 
 def pieces(given: Given) -> list[dict[str, Any]]:
@@ -216,7 +215,7 @@ def test_rates_before_and_at_the_ends_of_a_delivery_do_not_speak_against_its_len
     assert [one["likely_ms"] for one in pieces(given)] == [1_800_000]
 
 
-# --- doubts: from when to when -----------------------------------------------------------------------------------------------------------------
+# --- doubts: from when to when ------------------------------------------------------------------------------------------
 
 
 def test_a_doubt_about_a_session_without_utc_reaches_from_the_last_time_known_to_the_next():

@@ -112,3 +112,173 @@ def test_a_rule_set_not_in_force_makes_no_line_and_says_so():
     given = billed([assembled([capture(lines, anchor=end)])], known)
     assert given.rows("lines") == []
     assert "NOT_IN_FORCE" in given.codes()
+
+
+# --- what a rule set says -----------------------------------------------------------------------------------------------------------
+
+WRITTEN = """
+name = "r"
+version = "1"
+basis = "encounter"
+in_force_from = 2026-03-02
+in_force_to = 2026-03-04
+routes = ["SC", "IM"]
+revenue_codes = ["0450"]
+excluded_drugs = ["Insulin", "aspart"]
+[[line]]
+code = "A"
+from_minutes = 1
+to_minutes = 15
+units = 1
+revenue_codes = []
+citation = "c"
+[[line]]
+code = "B"
+role = "initial"
+from_minutes = 16
+units = 2
+citation = "c"
+[[line]]
+code = "C"
+role = "further"
+from_minutes = 91
+units_after_minutes = 31
+minutes_per_unit = 60
+citation = "c"
+[[line]]
+code = "D"
+role = "setup"
+from_minutes = 1
+units = 1
+citation = "c"
+[[therapy]]
+name = "pain"
+drugs = ["morphine", "ketamine"]
+continuous = "T1"
+intermittent = "T2"
+citation = "pain's"
+[[therapy]]
+name = "other"
+drugs = ["iron", "morphine"]
+continuous = "T3"
+intermittent = "T4"
+citation = "other's"
+[holds]
+codes = ["NO_STOP"]
+[therapy_limits_ml_h]
+morphine = 3
+ketamine = 2.5
+citation = "c"
+"""
+
+
+def written(**changed: str) -> ruleset.RuleSet:
+    """The rule set above, with one piece of its text for another each."""
+    text = WRITTEN
+    for old, new in changed.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return ruleset.parse(text.encode(), "sha", name="written")
+
+
+@pytest.mark.parametrize(
+    ("minutes", "units"),
+    [
+        (0, {}), (1, {"A": 1}), (15, {"A": 1}), (16, {"B": 2}), (90, {"B": 2}), (91, {"B": 2, "C": 1}), (150, {"B": 2, "C": 1}),
+        (151, {"B": 2, "C": 2}), (1000, {"B": 2, "C": 16}),
+    ],
+)  # fmt: skip
+def test_units_by_minutes_set_ups_apart(minutes, units):
+    assert written().units(minutes) == units
+
+
+def test_a_rule_set_is_read_as_it_is_written():
+    rules = written()
+    assert (rules.name, rules.version, rules.basis, rules.sha256) == ("r", "1", "encounter", "sha")
+    assert [rules.in_force(date(2026, 3, day)) for day in (1, 2, 4, 5)] == [False, True, True, False]
+    assert written(**{"in_force_to = 2026-03-04\n": ""}).in_force(date(2100, 1, 1))
+    assert [(rule.code, rule.role) for rule in rules.lines] == [("A", ""), ("B", "initial"), ("C", "further"), ("D", "setup")]
+    setup, initial = rules.rule("setup"), rules.rule("initial")
+    assert setup is not None and initial is not None  # noqa: PT018
+    assert (setup.code, initial.code, rules.rule("nothing")) == ("D", "B", None)
+    assert [rules.revenue_of(code) for code in ("A", "B", "unknown")] == [[], ["0450"], ["0450"]]
+    assert rules.holds == {"NO_STOP"}
+    assert rules.policies == ruleset.Policies()
+    assert '"setup_separation_min": 15' in rules.policies_json({"gap_limit_min": 61})
+    assert rules.policies_json({"gap_limit_min": 61}).startswith('{"encounter": "service_day", "gap_limit_min": 61')
+
+
+@pytest.mark.parametrize(
+    ("drug", "excluded", "limit", "continuous", "intermittent"),
+    [
+        ("Morphine sulfate", False, 3.0, ("T1", "pain's"), ("T2", "pain's")),
+        ("ketamine/morphine", False, 2.5, ("T1", "pain's"), ("T2", "pain's")),
+        ("IRON", False, None, ("T3", "other's"), ("T4", "other's")),
+        ("morphines", False, None, None, None),
+        ("INSULIN aspart", True, None, None, None),
+        ("(insulin)", True, None, None, None),
+        ("insulins", False, None, None, None),
+        ("", False, None, None, None),
+    ],
+)
+def test_a_drug_is_known_by_its_words(drug, excluded, limit, continuous, intermittent):
+    rules = written()
+    assert rules.excludes(drug) is excluded
+    assert rules.covers("SC", drug) is not excluded
+    assert rules.limit_ml_h(drug) == limit
+    assert rules.day_code(drug, continuous=True) == continuous
+    assert rules.day_code(drug, continuous=False) == intermittent
+
+
+def test_a_rule_set_covers_the_routes_that_it_names_and_any_where_it_names_none():
+    assert [written().covers(route, "morphine") for route in ("SC", "IM", "IV", "")] == [True, True, False, False]
+    assert written(**{'routes = ["SC", "IM"]\n': ""}).covers("IV", "morphine")
+    assert not written(**{'routes = ["SC", "IM"]\n': ""}).covers("IV", "insulin")
+
+
+@pytest.mark.parametrize(
+    ("policy", "low", "high", "beyond"),
+    [
+        ("long_infusion_hold_min", "1", "44640", ("0.9", "44641", "nan")),
+        ("unit_cap_96370", "0", "1000", ("-1", "1000.5", "true")),
+        ("setup_separation_min", "0", "1440", ("-0.1", "1441", '"15"')),
+        ("near_threshold_min", "0", "60", ("-1", "61", "false")),
+    ],
+)
+def test_the_ranges_of_policies_end_where_they_say(policy, low, high, beyond):
+    for value in (low, high):
+        assert getattr(written(**{"[holds]": f"[policies]\n{policy} = {value}\n[holds]"}).policies, policy) == float(value)
+    for value in beyond:
+        with pytest.raises(InputError, match=f"Rule set written: {policy} is") as raised:
+            written(**{"[holds]": f"[policies]\n{policy} = {value}\n[holds]"})
+        assert raised.value.code == "policy"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('name = "r"\n', "", "The rule set written cannot be read"),
+        ('version = "1"\n', "", "cannot be read"),
+        ("in_force_from = 2026-03-02\n", "", "cannot be read"),
+        ("[holds]", "[held]", "cannot be read"),
+        ('role = "further"', 'rolle = "further"', "cannot be read"),
+        ('name = "r"', "name = ", "cannot be read"),
+        ('excluded_drugs = ["Insulin", "aspart"]', "excluded_drugs = [1]", "cannot be read"),
+        ("morphine = 3\n", 'morphine = "much"\n', "cannot be read"),
+        ("[holds]", "[policies]\nunknown = 1\n[holds]", "cannot be read"),
+        ('basis = "encounter"', 'basis = "week"', "there is no basis 'week'"),
+        ("[holds]", '[policies]\nencounter = "week"\n[holds]', "no such encounter or midnight policy"),
+        ("[holds]", '[policies]\nmidnight = "noon"\n[holds]', "no such encounter or midnight policy"),
+    ],
+)
+def test_what_cannot_be_read_is_a_clear_error(old, new, why):
+    with pytest.raises(InputError, match=why):
+        written(**{old: new})
+
+
+def test_every_basis_and_policy_that_there_is_can_be_written():
+    assert {written(**{'basis = "encounter"': f'basis = "{basis}"'}).basis for basis in ("encounter", "day", "evidence")} == {
+        "encounter", "day", "evidence",
+    }  # fmt: skip
+    told = written(**{"[holds]": '[policies]\nencounter = "session"\nmidnight = "split_by_day"\n[holds]'}).policies
+    assert (told.encounter, told.midnight) == ("session", "split_by_day")
