@@ -469,6 +469,20 @@ def test_a_new_cause_opens_what_was_cleared_and_the_item_says_so(code):
     assert open_
 
 
+@pytest.mark.parametrize("code", ["SECOND_ORDER_SAME_DAY", "IV_SAME_ENCOUNTER", "OVERLAPPING_PUMPS"])
+def test_what_was_cleared_stays_so_whatever_is_new_on_another_date(code):
+    one = HELD[code]()
+    held = next(line for line in one.lines() if code in line["reasons"] and line["order_id"] == "ord-1")
+    one.clear(code, held["encounter_id"])
+    for pump in ("canonical:A1", "canonical:B2"):
+        later = [{"seq": 3, **event(1440, START)}, {"seq": 4, **event(1500, STOP)}]
+        one.captures.append(capture(later, pump=pump, anchor=anchor(2000)))
+    again = next(line for line in one.lines() if line["line_id"] == held["line_id"])
+    assert code not in again["reasons"]
+    assert [item["state"] for item in one.items(code) if item["service_date"] == held["service_date"]].count("decided") == 1
+    assert len({line["service_date"] for line in one.lines()}) == 2
+
+
 # --- hold, void, note ------------------------------------------------------------------------------------------------------------
 
 
@@ -621,6 +635,23 @@ def test_a_service_that_moves_to_another_date_or_patient_is_not_billed_a_second_
         ("pt-1", 0): "released", ("pt-1", 1): "void", ("pt-9", 0): "hold",
     }  # fmt: skip
     assert other.lines(patient_id="pt-9")[0]["supersedes"] == f"{one.released[0]['line_id']}/0"
+
+
+def test_what_rests_on_an_event_of_a_released_line_replaces_it_whatever_it_is_called_now():
+    one = desk(*infusion(0, 60))
+    (released,) = one.release()
+    one.known = orders(order_id="ord-9")
+    (new,) = one.lines(order_id="ord-9")
+    assert set(new["session_ids"]).isdisjoint(released["session_ids"])
+    assert new["encounter_id"] != released["encounter_id"]
+    assert (new["state"], new["supersedes"]) == ("hold", f"{released['line_id']}/0")
+    assert {(line["order_id"], line["revision"]): line["state"] for line in one.lines()} == {
+        ("ord-1", 0): "released", ("ord-1", 1): "void", ("ord-9", 0): "hold",
+    }  # fmt: skip
+    # other records, of another day and order, replace nothing
+    one.captures = [capture([{"seq": 11, **event(1440, START)}, {"seq": 12, **event(1500, STOP)}], anchor=anchor(2000))]
+    (apart,) = one.lines(order_id="ord-9")
+    assert (apart["state"], apart["supersedes"]) == ("ready", None)
 
 
 def test_therapy_days_that_follow_on_released_ones_are_new_lines_and_no_amendments():

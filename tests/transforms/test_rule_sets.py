@@ -97,6 +97,24 @@ def test_lines_split_by_day_have_the_same_units_in_total():
     assert len({line["line_id"] for line in split}) == len(split)
 
 
+@pytest.mark.parametrize(("second", "day"), [(-10, 2), (10, 3)])
+def test_where_lines_split_at_midnight_a_set_up_stands_on_its_own_date(second, day):
+    at = 16 * 60 + second
+    events = [*new_setup(at - 120), *infusion(at - 115, 110), *new_setup(at), *infusion(at + 5, 120)]
+    split = billed_with(changed(midnight='"split_by_day"'), *events)
+    assert [(line["service_date"].day, line["units"]) for line in split if line["code"] == "96371"] == [(day, 1)]
+
+
+@pytest.mark.parametrize("tz", ["Asia/Kathmandu", "America/New_York"])
+def test_lines_split_at_the_midnight_of_the_zone_of_the_order(tz):
+    known = orders(tz=tz)
+    midnight = {"Asia/Kathmandu": 18 * 60 + 15, "America/New_York": 24 * 60 + 5 * 60}[tz] - 8 * 60
+    split = billed_with(changed(midnight='"split_by_day"'), *infusion(midnight - 70, 170), known=known)
+    assert [(line["service_date"].day, line["code"], line["units"], line["minutes"]) for line in split] == [
+        (2, "96369", 1, 70), (3, "96370", 2, 170),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "policies", [{"long_infusion_hold_min": "-1"}, {"unit_cap_96370": "true"}, {"near_threshold_min": '"soon"'}, {"midnight": '"noon"'}]
 )
