@@ -179,7 +179,7 @@ class _Book:
         codes |= np.where(np.array(out, dtype=np.bool_)[which], BIT["NOT_IN_FORCE"], 0)
         # Of a day, what does not hold is not looked for.
         holding = terms.per_rules(lambda rules: bits_of(rules.holds))
-        self.codes = np.concatenate((self.encounters.codes, codes & holding[order]))
+        self.codes = np.concatenate((self.holds.codes, codes & holding[order]))
         self.reasons = self.codes & holding[self.order]
 
     # --- of each holder ---------------------------------------------------------------------------------------------------------
@@ -222,7 +222,6 @@ class _Book:
         for at in np.flatnonzero(pc.list_value_length(of_span).to_numpy(zero_copy_only=False)[self.member]).tolist():
             found[int(self.of_member[at])].update(of_span[int(self.member[at])].as_py())
         setups = self.encounters.setups
-        assert setups is not None
         of_setup = self.facts.setups["decisions"].combine_chunks().take(pa.array(setups.rows))
         for at in np.flatnonzero(pc.list_value_length(of_setup).to_numpy(zero_copy_only=False)).tolist():
             found[int(setups.row_of[at])].update(of_setup[at].as_py())
@@ -269,7 +268,6 @@ class _Book:
     def event_ids(self) -> pa.Array:
         """The ids of the starts, stops and set-ups behind it."""
         spans, setups = self.spans, self.encounters.setups
-        assert setups is not None
         member, interval = expand(spans.bounds[self.member], spans.bounds[self.member + 1])
         holder, row = self.of_member[member], pa.array(spans.interval[interval])
         ends = [self.facts.intervals[name].combine_chunks().take(row) for name in ("first_event", "last_event")]
@@ -325,7 +323,7 @@ class _Book:
         """The lines: holder, code, units, minutes, date, and whether lines are split by date; by holder, date and code."""
         encounters, terms = self.encounters, self.spans.terms
         codes = encounters.line_codes
-        has_lines = encounters.eligible & (encounters.codes & BIT["NOT_IN_FORCE"] == 0)
+        has_lines = encounters.eligible & (self.holds.codes & BIT["NOT_IN_FORCE"] == 0)
         evidence = terms.per_rules(lambda rules: rules.basis == "evidence", np.bool_)[encounters.order]
         split = terms.per_rules(lambda rules: rules.basis != "evidence" and rules.policies.midnight != "start_date", np.bool_)
         split = split[encounters.order] & has_lines

@@ -92,7 +92,6 @@ def days_of(spans: Spans) -> Days:
 def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date, int, dict[str, int]]]:
     """An encounter's minutes and units by local date, equal in total to those of the whole: each unit stands where it was reached."""
     spans, terms, rules, setups = encounters.spans, encounters.terms, encounters.rule(encounter), encounters.setups
-    assert setups is not None
     setup, minutes_of_all, units_of_all = rules.rule("setup"), int(encounters.minutes[encounter]), encounters.units_of(encounter)
     counting = setups.at[setups.counting & (setups.encounter == encounter)].tolist()
     mine = np.concatenate([np.arange(*spans.bounds[one : one + 2]) for one in encounters.of(encounter).tolist()])

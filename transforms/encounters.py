@@ -7,7 +7,7 @@ says which spans are of which.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -28,8 +28,8 @@ _DAY_MS = 86_400_000
 _FIRST_DAY = date(1970, 1, 1).toordinal()
 INFUSING, UNKNOWN = 0, 1
 _CLASSES = {"infusing": INFUSING, "unknown": UNKNOWN}
-_SITES = {"no": 0, "possible": 1, "yes": 2}
-_POSSIBLE, _YES = 1, 2
+NO, POSSIBLE, YES = range(3)
+_SITES = {"no": NO, "possible": POSSIBLE, "yes": YES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +259,9 @@ def spans_of(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet]) -> 
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Encounters:
-    """The sessions that "once per encounter" ranges over, by order and date, with what is found of them."""
+    """The sessions that "once per encounter" ranges over, by order and date, with their minutes, set-ups and units."""
 
     spans: Spans
     order: Ints
@@ -270,14 +270,6 @@ class Encounters:
     """Spans, those of each encounter together."""
     bounds: Ints
     ids: list[str]
-    minutes: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    codes: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """What was found, as bits."""
-    line_codes: list[str] = field(default_factory=list)
-    """The codes that its rule sets propose, sorted."""
-    units: Ints = field(default_factory=lambda: np.empty((0, 0), dtype=np.int64))
-    """Of each encounter and each of these codes."""
-    setups: Setups | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -319,6 +311,45 @@ class Encounters:
         infuses = spans.what[interval] == INFUSING
         return self.of_member[member[infuses]], interval[infuses]
 
+    @cached_property
+    def minutes(self) -> Ints:
+        """Whole minutes of delivery: seconds first, what two pumps gave at once a single time, then minutes, once."""
+        spans, (owner, piece) = self.spans, self.pieces
+        stretch, _ = words(spans.facts.sessions["stretch"])
+        log = (spans.pump[0] * (stretch.max(initial=0) + 1) + stretch[spans.row])[spans.owner[piece]]
+        firsts, logs = distinct(owner, log)
+        low, high = spans.low[piece], spans.high[piece]
+        apart = total(owner[firsts], covered(logs, low, high, len(firsts)), len(self))
+        twice = apart - covered(owner, low, high, len(self))
+        return (total(self.of_member, spans.lasting(INFUSING)[self.member], len(self)) - twice) // 60_000
+
+    @cached_property
+    def setups(self) -> Setups:
+        """Its set-ups."""
+        return _setups(self)
+
+    @cached_property
+    def line_codes(self) -> list[str]:
+        """The codes that the rule sets propose, sorted."""
+        return sorted({line.code for one in self.terms.rule_sets for line in one.lines})
+
+    @cached_property
+    def units(self) -> Ints:
+        """Of each encounter and each of these codes the units."""
+        rules, column = self.terms.rules[self.order], {code: n for n, code in enumerate(self.line_codes)}
+        firsts, which = distinct(rules, self.minutes)
+        told = np.zeros((len(firsts), len(column)), dtype=np.int64)
+        for number, row in enumerate(firsts.tolist()):
+            for code, units in self.terms.rule_sets[rules[row]].units(int(self.minutes[row])).items():
+                told[number, column[code]] = units
+        found = told[which]
+        counting = has(self.setups.encounter, self.setups.counting, len(self))
+        for number in np.unique(rules).tolist():
+            initial, setup = (self.terms.rule_sets[number].rule(role) for role in ("initial", "setup"))
+            if initial is not None and setup is not None:
+                found[counting & (rules == number) & (found[:, column[initial.code]] > 0), column[setup.code]] = setup.units
+        return found
+
     def rule(self, encounter: int) -> RuleSet:
         """The rule set of an encounter."""
         return self.terms.rules_of(int(self.order[encounter]))
@@ -339,7 +370,8 @@ class Setups:
     encounter: Ints
     at: Ints
     is_pump: Bools
-    is_site: Bools
+    site: Ints
+    """Whether it has a new site: NO, POSSIBLE or YES."""
     further: Bools
     """All but the first of its encounter."""
     row_of: Ints
@@ -349,7 +381,7 @@ class Setups:
     @property
     def counting(self) -> Bools:
         """Further set-ups that count."""
-        found: Bools = self.further & self.is_pump & self.is_site
+        found: Bools = self.further & self.is_pump & (self.site == YES)
         return found
 
 
@@ -371,52 +403,12 @@ def encounters_of(spans: Spans) -> Encounters:
         order = terms.orders[spans.order[head]]
         key = [spans.session_ids[head]] if own else []
         ids.append(identify("encounter", order.patient_id, order.order_id, days[int(spans.day[head])], *key))
-    found = Encounters(spans, spans.order[heads], spans.day[heads], member, bounds, ids)
-    found.codes = np.zeros(len(found), dtype=np.int64)
-    _count(found)
-    return found
-
-
-def _count(encounters: Encounters) -> None:
-    """Minutes, set-ups and units: seconds first, then whole minutes, once."""
-    spans, terms, many = encounters.spans, encounters.terms, len(encounters)
-    owner, piece = encounters.pieces
-    stretch, _ = words(spans.facts.sessions["stretch"])
-    log = (spans.pump[0] * (stretch.max(initial=0) + 1) + stretch[spans.row])[spans.owner[piece]]
-    firsts, logs = distinct(owner, log)
-    low, high = spans.low[piece], spans.high[piece]
-    apart = total(owner[firsts], covered(logs, low, high, len(firsts)), many)
-    twice = apart - covered(owner, low, high, many)
-    infused = total(encounters.of_member, spans.lasting(INFUSING)[encounters.member], many)
-    encounters.minutes = (infused - twice) // 60_000
-
-    rules = terms.rules[encounters.order]
-    encounters.line_codes = sorted({line.code for one in terms.rule_sets for line in one.lines})
-    column = {code: n for n, code in enumerate(encounters.line_codes)}
-    firsts, which = distinct(rules, encounters.minutes)
-    told = np.zeros((len(firsts), len(column)), dtype=np.int64)
-    for number, row in enumerate(firsts.tolist()):
-        for code, units in terms.rule_sets[rules[row]].units(int(encounters.minutes[row])).items():
-            told[number, column[code]] = units
-    encounters.units = told[which]
-
-    setups = encounters.setups = _setups(encounters)
-    counting = np.bincount(setups.encounter[setups.counting], minlength=many)
-    for number in np.unique(rules).tolist():
-        one = terms.rule_sets[number]
-        initial, setup = one.rule("initial"), one.rule("setup")
-        if setup is None:
-            continue
-        has_initial = encounters.units[:, column[initial.code]] > 0 if initial is not None else np.zeros(many, dtype=np.bool_)
-        mine = (rules == number) & (counting > 0)
-        encounters.units[mine & has_initial, column[setup.code]] = setup.units
-        encounters.codes[mine & ~has_initial & encounters.eligible] |= BIT["ADDON_WITHOUT_INITIAL"]
-    encounters.codes[counting > 1] |= BIT["SECOND_96371"]
+    return Encounters(spans, spans.order[heads], spans.day[heads], member, bounds, ids)
 
 
 def _setups(encounters: Encounters) -> Setups:
     """The set-ups of encounters by time; those of one pump with too little infusion between them are one, corrected."""
-    spans, table, many = encounters.spans, encounters.spans.facts.setups, len(encounters)
+    spans, table = encounters.spans, encounters.spans.facts.setups
     encounter_of = np.full(len(spans.row) + 1, -1, dtype=np.int64)
     encounter_of[encounters.member] = encounters.of_member
     span_of = np.full(spans.facts.sessions.num_rows + 1, len(spans.row), dtype=np.int64)
@@ -445,12 +437,9 @@ def _setups(encounters: Encounters) -> Setups:
     np.maximum.at(site, group, coded(table["new_site"], _SITES)[rows])
     last = np.flatnonzero(np.append(apart[1:], True)) if count else np.empty(0, dtype=np.int64)
     # Of two at the same instant the one that counts comes first, where it may be the one inside the initial code.
-    by = np.lexsort((names[last], ~(is_pump & (site == _YES)), at[last], owner[last]))
+    by = np.lexsort((names[last], ~(is_pump & (site == YES)), at[last], owner[last]))
     found_owner, is_pump, site = owner[last][by], is_pump[by], site[by]
-    further = ~begins(found_owner)
-    encounters.codes |= np.where(has(found_owner, further & (site == _YES) & ~is_pump, many), BIT["SITE_CHANGE_NO_PUMP_SETUP"], 0)
-    encounters.codes |= np.where(has(found_owner, further & (site == _POSSIBLE) & is_pump, many), BIT["POSSIBLE_SITE_CHANGE"], 0)
-    return Setups(found_owner, at[last][by], is_pump, site == _YES, further, owner, rows)
+    return Setups(found_owner, at[last][by], is_pump, site, ~begins(found_owner), owner, rows)
 
 
 def _infusion_between(encounters: Encounters, rows: Ints, owner: Ints, at: Ints, pump: Ints) -> Ints:

@@ -13,7 +13,7 @@ import numpy as np
 
 from transforms.block import NONE, Ints, coded, milliseconds
 from transforms.codes import BIT, bits_of
-from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
+from transforms.encounters import INFUSING, POSSIBLE, UNKNOWN, YES, Encounters, Spans, day_of
 from transforms.groups import Bools, distinct, either, has
 from transforms.orders import Order, Orders, local_ms
 from transforms.ruleset import RuleSet
@@ -83,20 +83,21 @@ class Holds:
         self.reaches: dict[int, list[Reach]] = defaultdict(list)
         for one in reaches:
             self.reaches[one.order].append(one)
-        self._found = encounters.codes
         many = len(encounters)
         self.encounter_of = np.full(len(self.spans.row), -1, dtype=np.int64)
         self.encounter_of[encounters.member] = encounters.of_member
         self.patient = self.terms.patient[encounters.order]
-        self._found |= either(encounters.of_member, self.spans.flags[encounters.member] & _FROM_SESSION, many)
-        self._found |= reach(reaches, encounters.order, encounters.day, encounters.last_day)
+        self.codes: Ints = either(encounters.of_member, self.spans.flags[encounters.member] & _FROM_SESSION, many)
+        """What was found of each encounter, as bits."""
+        self.codes |= reach(reaches, encounters.order, encounters.day, encounters.last_day)
         self._by_rules()
         self._of_spans()
+        self._of_setups()
         self._of_patients()
         self._sites()
 
     def _add(self, code: str, where: Bools) -> None:
-        self._found[where] |= BIT[code]
+        self.codes[where] |= BIT[code]
 
     def _by_rules(self) -> None:
         """What only the order, its rules, the minutes and the date say."""
@@ -142,11 +143,29 @@ class Holds:
         basal = (spans.ints("continuous_s") > 0) | has(spans.owner, other, len(spans.row))
         self._add("DEMAND_ONLY", eligible & (encounters.minutes > 0) & ~has(owner, basal[member], many))
 
+    def _of_setups(self) -> None:
+        """What its set-ups say: all but the first, which is inside the initial code."""
+        encounters, setups, many = self.encounters, self.encounters.setups, len(self.encounters)
+
+        def add(code: str, which: Bools) -> None:
+            self._add(code, has(setups.encounter, setups.further & which, many))
+
+        add("SITE_CHANGE_NO_PUMP_SETUP", (setups.site == YES) & ~setups.is_pump)
+        add("POSSIBLE_SITE_CHANGE", (setups.site == POSSIBLE) & setups.is_pump)
+        counting = np.bincount(setups.encounter[setups.counting], minlength=many)
+        self._add("SECOND_96371", counting > 1)
+        column = {code: n for n, code in enumerate(encounters.line_codes)}
+        rules = self.terms.rules[encounters.order]
+        for number in np.unique(rules).tolist():
+            if (setup := self.terms.rule_sets[number].rule("setup")) is not None:
+                alone = (rules == number) & (counting > 0) & (encounters.units[:, column[setup.code]] == 0)
+                self._add("ADDON_WITHOUT_INITIAL", alone & encounters.eligible)
+
     def _of_patients(self) -> None:
         """What other sessions of the patient say."""
         encounters, spans, terms = self.encounters, self.spans, self.terms
         for span in np.flatnonzero(self._is_iv).tolist():
-            self._found[self._touched_by(span)] |= BIT["IV_SAME_ENCOUNTER"]
+            self.codes[self._touched_by(span)] |= BIT["IV_SAME_ENCOUNTER"]
         for one, other in self._at_once(spans.patient):
             first, second = int(self.encounter_of[one]), int(self.encounter_of[other])
             if first < 0 or second < 0:
@@ -154,9 +173,9 @@ class Holds:
             pair = [first, second]
             if spans.order[one] == spans.order[other]:
                 if spans.pump[0][one] != spans.pump[0][other]:
-                    self._found[pair] |= BIT["OVERLAPPING_PUMPS"]
+                    self.codes[pair] |= BIT["OVERLAPPING_PUMPS"]
             elif encounters.eligible[pair].all() and encounters.rule(first).name == encounters.rule(second).name:
-                self._found[pair] |= BIT["SECOND_ORDER_SAME_DAY"]
+                self.codes[pair] |= BIT["SECOND_ORDER_SAME_DAY"]
         rows = np.flatnonzero(encounters.eligible & (encounters.minutes > 0))
         order = encounters.order[rows]
         _, same = distinct(terms.patient[order], terms.rules[order], encounters.day[rows])
@@ -164,7 +183,7 @@ class Holds:
         highest = np.full(len(rows), -1, dtype=np.int64)
         np.minimum.at(lowest, same, order)
         np.maximum.at(highest, same, order)
-        self._found[rows[(lowest != highest)[same]]] |= BIT["SECOND_ORDER_SAME_DAY"]
+        self.codes[rows[(lowest != highest)[same]]] |= BIT["SECOND_ORDER_SAME_DAY"]
 
     @cached_property
     def _is_iv(self) -> Bools:
@@ -194,14 +213,13 @@ class Holds:
     def _sites(self) -> None:
         """Encounters with more than 72 h on one site: from a new site to the end of infusion before the next."""
         encounters, setups = self.encounters, self.encounters.setups
-        assert setups is not None
         owner, piece = encounters.pieces
         first = np.full(len(encounters), _EVER, dtype=np.int64)
         last = np.full(len(encounters), -_EVER, dtype=np.int64)
         np.minimum.at(first, owner, self.spans.low[piece])
         np.maximum.at(last, owner, self.spans.high[piece])
         bounds = np.searchsorted(owner, np.arange(len(encounters) + 1))
-        order, at = encounters.order[setups.encounter[setups.is_site]], setups.at[setups.is_site]
+        order, at = encounters.order[setups.encounter[setups.site == YES]], setups.at[setups.site == YES]
         by = np.lexsort((at, order))
         order, at = order[by], at[by]
         of_order = np.searchsorted(order, np.arange(len(self.terms.orders) + 1))
@@ -213,7 +231,7 @@ class Holds:
             for number in range(begin, bisect_left(sites, high)):
                 following = sites[number + 1] if number + 1 < len(sites) else _EVER
                 if min(high, following) - sites[number] > _DWELL_MS and self._dwells(one, bounds, sites[number], following):
-                    self._found[one] |= BIT["SITE_DWELL_LONG"]
+                    self.codes[one] |= BIT["SITE_DWELL_LONG"]
                     break
 
     def _dwells(self, encounter: int, bounds: Ints, site: int, following: int) -> bool:
