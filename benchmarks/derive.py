@@ -3,14 +3,17 @@
     python -m benchmarks.derive                      # 10 million events of 5,000 pumps over 30 days
     python -m benchmarks.derive --pumps 500          # a tenth of it
 
-Interleaved in one run, three times each, every one in a process of its own; of each the least time counts:
+Interleaved in one run, three times each, every one from the start of its process to its end, imports included; of each the least time
+counts:
 
 (a) polars reads the events and sorts them on one packed integer key;
 (b) polars reads the events and sorts them on four columns;
 (c) pandas: sessions and units by the simple rules alone, vectorised as one would write it;
-(d) the derivation: time, sessions, set-ups, holds, ledgers, ids, lines and worklist, written as Parquet.
+(d) the derivation: time, sessions, set-ups, holds, ledgers, ids, lines and worklist, written as Parquet;
+(n) the same of every thirtieth pump: the night in which few have something new.
 
-Ratios travel; absolute figures do not.
+polars works on all processors, and so does the derivation, in a process for each. Memory is the sum of the greatest memory of each
+process. Ratios travel; absolute figures do not.
 """
 
 from __future__ import annotations
@@ -22,18 +25,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.yardsticks import READ
 from devices.contract import EVENTS, event_id
-from ingest.night import rule_sets
+from ingest.night import collector_off, rule_sets
+from ingest.processes import each, processors
 from transforms import billing, sessions
 from transforms.block import Block
 from transforms.orders import COLUMNS, Orders, parse
@@ -42,12 +47,7 @@ FIRST_MS = 1_772_323_200_000  # 2026-03-01 00:00 UTC
 DAYS, A_DAY, DAY_MS = 30, 2, 86_400_000
 PER_SESSION = 33
 PUMPS_A_FILE = 125
-READ = [
-    "event_id", "pump_id", "log_epoch", "record_key", "seq", "kind", "source", "reason", "target", "at", "alarm_class", "stops_delivery",
-    "pump_time", "new_time", "native_ms", "rate_ml_h", "rate_dose_h", "volume_ml", "programmed_ml", "dose", "programmed_dose", "duration_s",
-    "lockout_s", "proves", "raw", "conflict",
-]  # fmt: skip
-"""The columns that the derivation reads, and so the others."""
+A_PUMP = DAYS * A_DAY * PER_SESSION
 
 
 # --- the events -----------------------------------------------------------------------------------------------------------------
@@ -90,12 +90,12 @@ def _events(rng: np.random.Generator, first: int, pumps: int) -> pa.Table:
     kind[(odd > 0.6) & (odd < 0.62), -1] = 9
     kinds, times = kind.ravel(), at.ravel()
     size = len(kinds)
-    pump = first + np.arange(size) // (DAYS * A_DAY * PER_SESSION)
-    seq = np.arange(size) % (DAYS * A_DAY * PER_SESSION)
+    pump = first + np.arange(size) // A_PUMP
+    seq = np.arange(size) % A_PUMP
     cannula = (np.arange(size) % PER_SESSION) == 2
     hole, bolus, rate = kinds == 8, kinds == 0, (kinds == 3) | (kinds == 6)
     ids = [f"canonical:{n:05}" for n in range(first, first + pumps)]
-    keys = [f"0:{n}" for n in range(DAYS * A_DAY * PER_SESSION)]
+    keys = [f"0:{n}" for n in range(A_PUMP)]
     columns = {
         "event_id": [event_id(one, key) for one in ids for key in keys],
         "pump_id": pa.array(ids).take(pa.array(pump - first)),
@@ -122,6 +122,7 @@ def _events(rng: np.random.Generator, first: int, pumps: int) -> pa.Table:
     )
 
 
+@cache
 def known(pumps: int) -> Orders:
     """One order a pump."""
     rows = [
@@ -134,109 +135,71 @@ def known(pumps: int) -> Orders:
 # --- what is measured -------------------------------------------------------------------------------------------------------------
 
 
-def packed(folder: Path) -> tuple[int, float]:
-    """(a)"""
-    import polars as pl
-
-    events = pl.read_parquet(folder / "*.parquet", columns=READ)
-    key = events["pump_id"].str.tail(5).cast(pl.Int64) * (1 << 32) + events["seq"].fill_null(0)
-    return events.with_columns(key.alias("key")).sort("key").height, _resident_mb()
-
-
-def four(folder: Path) -> tuple[int, float]:
-    """(b)"""
-    import polars as pl
-
-    return pl.read_parquet(folder / "*.parquet", columns=READ).sort("pump_id", "log_epoch", "seq", "pump_time").height, _resident_mb()
-
-
-def simple(folder: Path) -> tuple[int, float]:
-    """(c): starts and stops paired, gaps closed, minutes and units; no holds, no ledger, no ids, no time but the printed one."""
-    import pandas as pd
-
-    events = pd.read_parquet(folder, columns=["pump_id", "seq", "kind", "source", "pump_time"])
-    events = events.sort_values(["pump_id", "pump_time", "seq"])
-    flow = events[events["kind"].isin(["delivery_start", "delivery_stop", "alarm_raised"])].copy()
-    flow["start"] = flow["kind"] == "delivery_start"
-    flow["stop_time"] = flow.groupby("pump_id")["pump_time"].shift(-1)
-    pieces = flow[flow["start"] & flow["stop_time"].notna()].copy()
-    gap = pieces["pump_time"] - pieces.groupby("pump_id")["stop_time"].shift(1)
-    pieces["session"] = (gap.isna() | (gap > pd.Timedelta(minutes=60))).groupby(pieces["pump_id"]).cumsum()
-    pieces["minutes"] = (pieces["stop_time"] - pieces["pump_time"]).dt.total_seconds() / 60
-    found = pieces.groupby(["pump_id", "session"]).agg(start=("pump_time", "min"), minutes=("minutes", "sum")).reset_index()
-    found["date"] = found["start"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt.date
-    by_day = found.groupby(["pump_id", "date"])["minutes"].sum().astype("int64").reset_index()
-    by_day["further"] = ((by_day["minutes"] - 31) // 60).where(by_day["minutes"] >= 91, 0)
-    return len(by_day), _resident_mb()
-
-
-def derivation(folder: Path, share: int = 1) -> tuple[int, float]:
-    """(d), of every `share`-th pump: files go over processes, as the tasks of a night take buckets; a few pumps need but one."""
-    files = sorted(folder.glob("events-*.parquet"))
-    (folder / "out").mkdir(exist_ok=True)
-    batches = [[file] for file in files] if share == 1 else [files]
-    workers = min(len(os.sched_getaffinity(0)), len(batches))
-    derive = partial(_derived, len(files), share)
-    if workers == 1:
-        told = [derive(batch) for batch in batches]
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            told = list(pool.map(derive, batches))
-    spent = {what: sum(one.spent[what] for one in told) for what in ("read", "facts", "bill", "write")}
-    print(f"   {workers} processes, of it " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in spent.items()), file=sys.stderr)
-    at_most = {one.process: one.mb for one in sorted(told, key=lambda one: one.mb)}
-    at_most[os.getpid()] = _resident_mb()
-    return sum(one.lines for one in told), sum(at_most.values())
-
-
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Derived:
-    """What a process made of some files: lines, seconds by step, and the most memory it held."""
+    """What the derivation of some files gave: lines; CPU seconds of each step; the process that did it, and its greatest memory, MB."""
 
     lines: int
-    spent: dict[str, float]
+    spent: Counter[str]
     process: int
     mb: float
 
 
-def _resident_mb() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def derivation(folder: Path, out: Path, share: int) -> None:
+    """(d), of every `share`-th pump; prints memory (MB, of all processes) and how many lines came out."""
+    files = sorted(folder.glob("events-*.parquet"))
+    # A file is a block of a good size; of few pumps, all files of a process are one.
+    together = 1 if share == 1 else -(-len(files) // processors())
+    blocks = [files[first : first + together] for first in range(0, len(files), together)]
+    memory = {os.getpid(): _memory_mb()}
+    pumps = sum(pq.read_metadata(file).num_rows for file in files) // A_PUMP
+    spent: Counter[str] = Counter()
+    lines = 0
+    for one in each(partial(_derive, out=out, pumps=pumps, share=share), blocks):
+        memory[one.process] = max(memory.get(one.process, 0.0), one.mb)
+        spent.update(one.spent)
+        lines += one.lines
+    cpu = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
+    print(f"    CPU of {len(memory)} processes: {cpu}", file=sys.stderr)
+    print(sum(memory.values()), lines)
 
 
-def _derived(files: int, share: int, batch: list[Path]) -> Derived:
-    orders, policy = known(files * PUMPS_A_FILE), sessions.FactPolicy()
-    spent = dict.fromkeys(("read", "facts", "bill", "write"), 0.0)
-    mark = time.perf_counter()
-    columns = [name for name in EVENTS.names if name in READ]
-    parts = [pq.read_table(file, columns=columns, read_dictionary=_WORDS, filters=_due(file, share)) for file in batch]
-    block = _block(pa.concat_tables(parts).unify_dictionaries().combine_chunks())
-    del parts
-    mark = _spent(spent, "read", mark)
+def _derive(files: Sequence[Path], *, out: Path, pumps: int, share: int) -> Derived:
+    orders, policy = known(pumps), sessions.FactPolicy()
+    spent: Counter[str] = Counter()
+    mark = time.process_time()
+
+    def note(what: str) -> None:
+        nonlocal mark
+        now = time.process_time()
+        spent[what] += now - mark
+        mark = now
+
+    block = _block(pa.concat_tables([_read(file, pumps, share) for file in files]))
+    note("read")
     facts = sessions.derive_all(block, orders, policy, events=False)
-    del block
-    mark = _spent(spent, "facts", mark)
-    found = billing.bill(billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts), orders, rule_sets(), asdict(policy))
-    mark = _spent(spent, "bill", mark)
+    note("facts")
+    told = billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts)
+    with collector_off():
+        found = billing.bill(told, orders, rule_sets(), asdict(policy))
+    note("bill")
     tables = {name: getattr(facts, name) for name in ("sessions", "intervals", "setups", "doubts")}
     tables |= {name: getattr(found, name) for name in ("lines", "worklist", "days")}
     for name, table in tables.items():
-        pq.write_table(table, batch[0].parent / "out" / f"{name}-{batch[0].stem}.parquet", compression="zstd", compression_level=1)
-    _spent(spent, "write", mark)
-    return Derived(found.lines.num_rows, spent, os.getpid(), _resident_mb())
+        pq.write_table(table, out / f"{name}-{files[0].stem}.parquet", compression="zstd", compression_level=1)
+    note("write")
+    return Derived(found.lines.num_rows, spent, os.getpid(), _memory_mb())
 
 
-def _due(file: Path, share: int) -> list[tuple[str, str, list[str]]] | None:
-    if share == 1:
-        return None
-    first = int(file.stem.split("-")[1]) * PUMPS_A_FILE
-    return [("pump_id", "in", [f"canonical:{n:05}" for n in range(first, first + PUMPS_A_FILE) if n % share == 0])]
+def _memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _spent(spent: dict[str, float], what: str, since: float) -> float:
-    now = time.perf_counter()
-    spent[what] += now - since
-    return now
+def _read(file: Path, pumps: int, share: int) -> pa.Table:
+    """The events of every `share`-th pump that are in a file."""
+    columns = [name for name in EVENTS.names if name in READ]
+    due = [("pump_id", "in", [f"canonical:{n:05}" for n in range(0, pumps, share)])] if share > 1 else None
+    return pq.read_table(file, columns=columns, read_dictionary=_WORDS, use_threads=False, filters=due)
 
 
 _WORDS = ["pump_id", "kind", "source", "reason", "target", "at", "alarm_class", "proves"]
@@ -263,14 +226,14 @@ def _block(events: pa.Table) -> Block:
     )
 
 
-def _one_in_thirty(folder: Path) -> tuple[int, float]:
-    return derivation(folder, 30)
-
-
-ONES = {"a": packed, "b": four, "c": simple, "d": derivation, "n": _one_in_thirty}
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------------------
+
+
+SHARES = {"d": 1, "n": 30}
+SAYS = {
+    "a": "polars: read, sort on a packed key", "b": "polars: read, sort on four columns", "c": "pandas: the simple rules alone",
+    "d": "the derivation, to published lines", "n": "the derivation of 1/30 of the pumps",
+}  # fmt: skip
 
 
 def main() -> int:
@@ -280,40 +243,52 @@ def main() -> int:
     asks.add_argument("--rounds", type=int, default=3)
     asks.add_argument("--seed", type=int, default=1)
     asks.add_argument("--folder", type=Path, help="where the events are kept (default: a temporary folder)")
-    asks.add_argument("--one", choices=ONES, help=argparse.SUPPRESS)
+    asks.add_argument("--derive", choices=SHARES, help=argparse.SUPPRESS)
+    asks.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     told = asks.parse_args()
-    if told.one:
-        began = time.perf_counter()
-        rows, mb = ONES[told.one](told.folder)
-        print(time.perf_counter() - began, mb, rows)
+    if told.derive:
+        derivation(told.folder, told.out, SHARES[told.derive])
         return 0
     with tempfile.TemporaryDirectory() as temporary:
-        folder = told.folder or Path(temporary)
+        folder = told.folder or Path(temporary, "events")
         folder.mkdir(parents=True, exist_ok=True)
-        pumps = -(-told.pumps // PUMPS_A_FILE) * PUMPS_A_FILE
         if not list(folder.glob("events-*.parquet")):
-            make(folder, pumps, told.seed)
+            make(folder, told.pumps, told.seed)
         events = sum(pq.read_metadata(file).num_rows for file in folder.glob("events-*.parquet"))
-        print(
-            f"{events:,} events of {pumps:,} pumps, seed {told.seed}; least of {told.rounds} rounds, interleaved, each in its own process"
-        )
-        subprocess.run([sys.executable, "-m", "benchmarks.derive", "--one", "n", "--folder", folder], check=True, capture_output=True)
-        best: dict[str, tuple[float, float, int]] = {}
-        for _ in range(told.rounds):
-            for name in ONES:
-                run = [sys.executable, "-m", "benchmarks.derive", "--one", name, "--folder", str(folder)]
-                seconds, mb, rows = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-                best[name] = min(best.get(name, (float("inf"), 0.0, 0)), (float(seconds), float(mb), int(rows)))
-    says = {
-        "a": "polars: read, sort on a packed key", "b": "polars: read, sort on four columns", "c": "pandas: the simple rules alone",
-        "d": "the derivation, to published lines", "n": "the derivation of 1/30 of the pumps",
-    }  # fmt: skip
+        print(f"{events:,} events, seed {told.seed}; least of {told.rounds} rounds, interleaved, on {processors()} processors")
+        best = _measured(folder, Path(temporary), told.rounds)
     for name, (seconds, mb, rows) in best.items():
-        print(f"({name}) {says[name]:36} {seconds:7.2f} s  {mb:6.0f} MB  {rows:>10,} rows")
+        print(f"({name}) {SAYS[name]:36} {seconds:7.2f} s  {mb:6.0f} MB  {rows:>10,} rows")
     d = best["d"][0]
     print(f"(d) is {d / best['a'][0]:.2f} x (a), {d / best['b'][0]:.2f} x (b), {d / best['c'][0]:.2f} x (c); {events / d:,.0f} events/s")
     print(f"1/30 of the pumps takes {best['n'][0] / d:.3f} of all")
     return 0
+
+
+def _measured(folder: Path, temporary: Path, rounds: int) -> dict[str, tuple[float, float, int]]:
+    """Of each the least time (s) that it took, its memory (MB) and how many rows came out."""
+    out = temporary / "out"
+    out.mkdir()
+    # As on a machine where it is installed: imports are compiled already, wherever and however this one keeps them.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(temporary / "compiled")
+
+    def run(*arguments: str) -> tuple[float, float, int]:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        seconds = time.perf_counter() - began
+        mb, rows = done.stdout.split()
+        return seconds, float(mb), int(rows)
+
+    runs = {name: ("-m", "benchmarks.yardsticks", name, str(folder)) for name in "abc"}
+    runs |= {name: ("-m", "benchmarks.derive", "--derive", name, "--folder", str(folder), "--out", str(out)) for name in SHARES}
+    for name in ("c", "n"):  # compiles what is not yet: Python's modules, and the kernels
+        run(*runs[name])
+    best: dict[str, tuple[float, float, int]] = {}
+    for _ in range(rounds):
+        for name, arguments in runs.items():
+            best[name] = min(best.get(name, (float("inf"), 0.0, 0)), run(*arguments))
+    return best
 
 
 if __name__ == "__main__":

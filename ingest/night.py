@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from devices.errors import InputError, StorageError
 from devices.families import families
 from ingest import people, settings
 from ingest.lake import RAW, UNKNOWN, Lake, captures, months_of, raw_table
+from ingest.processes import each, processors
 from ingest.store import Store
 from transforms import billing, decisions, orders, ruleset, sessions, tables, totals
 from transforms.block import Block
@@ -679,6 +680,10 @@ def _ms(moment: datetime) -> int:
 # --- the whole night ----------------------------------------------------------------------------------------------------------
 
 
+_MANY = 5_000
+"""Captures in a night from which on its buckets go over several processes, which take a second to start."""
+
+
 def nightly(
     root: Path,
     *,
@@ -696,12 +701,11 @@ def nightly(
     lake = open_lake(root)
     due = touched(root, day) if day else list(range(lake.buckets))
     before = _line_ids(lake)
-    for done, bucket in enumerate(due, 1):
-        consolidate(root, bucket)
+    processes = processors() if drained["received"] >= _MANY else 1
+    for done, _ in enumerate(each(partial(consolidate, root), due, processes=processes), 1):
         progress("sessions", done, len(due))
     every = range(lake.buckets)
-    for done, bucket in enumerate(every, 1):
-        bill(root, bucket)
+    for done, _ in enumerate(each(partial(bill, root), every, processes=processes), 1):
         progress("lines", done, len(every))
     return _page(lake, known, used, day, drained, before)
 

@@ -432,7 +432,8 @@ class _Facts:
 
     def evidence(self) -> Iterator[str]:
         """Of each session the hash of the bytes of its events and set-ups, the order's terms and its codes of time."""
-        rows, terms = self.rows, [str(one) for one in self.orders.all] + ["None"]
+        rows = self.rows
+        terms = {row: str(self.orders.all[row]) if row >= 0 else "None" for row in np.unique(self.order).tolist()}
         sets, codes = _named(rows[:, grouping.FLAG] & TIME_FLAGS)
         joined = [",".join(names) for names in sets]
         shaped = [",".join(ids) for ids in self.decided]
