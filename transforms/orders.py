@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
@@ -127,6 +127,10 @@ class Orders:
     def of_pump(self, pump_id: str) -> list[Order]:
         """The orders of one pump by start."""
         return self._by_pump.get(pump_id, [])
+
+    def of_pumps(self, pumps: Iterable[str]) -> Orders:
+        """Those of some pumps alone."""
+        return Orders([order for pump in pumps for order in self.of_pump(pump)])
 
     def rows_of_pump(self, pump_id: str) -> range:
         """Where the orders of one pump stand in `all`, by start."""

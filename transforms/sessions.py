@@ -91,7 +91,7 @@ class _Facts:
     """A block, what the kernels found in it, and the rows made of it."""
 
     def __init__(self, block: Block, orders: Orders, policy: FactPolicy, shaping: Shaping) -> None:
-        self.block, self.orders, self.shaping = block, orders, shaping
+        self.block, self.orders, self.shaping = block, orders.of_pumps(block.pumps), shaping
         named = {*shaping.clocks, *shaping.stops}
         events = block.words("event_id").to_pylist() if named else ()
         row_of = {event: row for row, event in enumerate(events) if event in named}
