@@ -46,7 +46,7 @@ from transforms.orders import COLUMNS, Orders, parse
 FIRST_MS = 1_772_323_200_000  # 2026-03-01 00:00 UTC
 DAYS, A_DAY, DAY_MS = 30, 2, 86_400_000
 PER_SESSION = 33
-PUMPS_A_FILE = 125
+PUMPS_A_FILE = 100
 A_PUMP = DAYS * A_DAY * PER_SESSION
 
 
@@ -178,6 +178,7 @@ def _derive(files: Sequence[Path], *, out: Path, pumps: int, share: int) -> Deri
     block = _block(pa.concat_tables([_read(file, pumps, share) for file in files]))
     note("read")
     facts = sessions.derive_all(block, orders, policy, events=False)
+    del block
     note("facts")
     told = billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts)
     with collector_off():
