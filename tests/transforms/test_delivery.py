@@ -109,11 +109,16 @@ def test_the_state_that_a_record_leaves_is_shown_by_a_rate_that_proves_delivery_
     assert told(log(*events)) == plain
 
 
-def test_a_proof_at_the_instant_of_a_halt_is_none_and_one_behind_it_is():
-    halted = [start(0), event(10, "power_off")]
-    bolus = event(10, BOLUS, volume_ml=1)
-    assert told(log(*halted, bolus, stop(20), proves={3: "primary"})) == "infusing 0-10"
-    assert told(log(*halted, {**bolus, "pump_time": at(10, 1)}, stop(20), proves={3: "primary"})).endswith(", infusing 10.0167-20")
+@pytest.mark.parametrize("halt", ["power_off", "power_on"])
+@pytest.mark.parametrize("before", [[event(0, "other")], [start(0)], [start(0), rate(5, 0)], [start(0), event(5, "power_off")]])
+def test_a_proof_at_the_instant_of_a_halt_is_none_and_one_behind_it_is(before, halt):
+    def proved(second: float) -> str:
+        bolus_ = {**event(10, BOLUS, source="clinician", volume_ml=1), "pump_time": at(10, second)}
+        events = [*before, event(10, halt), bolus_, stop(20)]
+        return told(log(*events, proves={len(events) - 1: "primary"}))
+
+    assert "-20" not in proved(0)
+    assert "-20" in proved(1)
 
 
 def test_a_bolus_proves_the_source_that_it_names_and_no_other_record_does():
@@ -267,6 +272,11 @@ def test_boluses_told_out_of_order_are_taken_by_their_instants():
     assert [(low, high, seq) for low, high, what, _, seq, _ in laid_out(given) if what == "infusing"] == [(10, 15, 3), (20, 50, 4)]
 
 
+def test_a_start_that_is_all_of_its_log_lasts_no_time():
+    given = log(start(0), end=None)
+    assert (given.session["span_s"], laid_out(given)) == (0, [])
+
+
 # --- what flowed ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +339,7 @@ def test_what_still_runs_at_the_end_has_flowed_up_to_there():
         ("stopped before", [start(0, 18), stop(59), stop(60, volume_ml=90)], False),
         ("halted before", [start(0, 18), event(59, "power_off"), stop(60, volume_ml=90)], False),
         ("a limit was on", [start(0, 18), event(1, "limit_reached"), event(2, "limit_cleared"), stop(60, volume_ml=90)], False),
+        ("a limit was on while it was at zero", [start(0, 18), start(0, 1, source="basal"), rate(10, 0), event(12, "limit_reached"), rate(13, 0), event(14, "limit_cleared"), rate(20, 18), stop(30, volume_ml=90), stop(31, "basal")], True),
         ("a start again, no stop", [start(0, 18), start(30, 18), stop(60, volume_ml=9)], False),
         ("a halt tells nothing", [start(0, 18), event(60, "reservoir_change", volume_ml=90)], False),
     ],

@@ -21,7 +21,7 @@ def sessions(given: Given) -> list[dict[str, Any]]:
 
 
 def setups(given: Given) -> list[dict[str, Any]]:
-    return sorted(given.rows("setups"), key=lambda row: (row["elapsed_ms"], row["evidence"]))
+    return sorted(given.rows("setups"), key=lambda row: (row["elapsed_ms"], numbers(given, row["evidence"])))
 
 
 def minute(moment: datetime | None) -> float | None:
@@ -76,6 +76,7 @@ def bolus(at_: float, lasts: float = 0, **fields: Any) -> dict[str, Any]:
         ("before both", [event(0, "new_patient"), *infusion(0, 10), *infusion(20, 10)], [(0, 30)]),
         ("behind both", [*infusion(0, 10), *infusion(20, 10), event(30, "new_patient")], [(0, 30)]),
         ("the second of two", [event(-5, "new_patient"), *infusion(0, 10), event(15, "new_patient"), *infusion(20, 10)], [(0, 10), (20, 30)]),
+        ("just before a bolus of no time", [event(0, "new_patient"), bolus(0), *infusion(10, 10)], [(0, 20)]),
         ("it stops what runs", [event(0, START), event(10, "new_patient"), *infusion(10, 10)], [(0, 10), (10, 20)]),
     ],
 )  # fmt: skip
@@ -338,6 +339,8 @@ def test_what_runs_when_its_stretch_ends_has_no_stop_unless_it_is_the_end_of_the
         ("a change that halts is of the next", [event(0, START), event(10, "reservoir_change"), *infusion(20, 10)], [(10, True, "no", [2], 0)]),
         ("within, and then before the next", [event(0, START), event(5, "priming_done", target="cannula"), event(10, "power_off"), event(11, "reservoir_change"), *infusion(20, 10)], [(5, False, "yes", [2], 0), (11, True, "no", [4], 0)]),
         ("two within are two", [event(0, START), event(5, "priming_done"), event(6, "priming_done"), stop(10)], [(5, True, "possible", [2], 0), (6, True, "possible", [3], 0)]),
+        ("two between pieces that touch are within", [event(0, START), stop(10), event(10, "priming_started"), event(10, "priming_started"), event(10, START), event(10, "power_off"), *infusion(20, 5)], [(10, False, "no", [3], 0), (10, False, "no", [4], 0)]),
+        ("two between pieces with a halt between are one", [event(0, START), stop(10), event(10, "priming_started"), event(10, "reservoir_change"), event(10, START), event(10, "power_off"), *infusion(20, 5)], [(10, True, "no", [3, 4], 0)]),
         ("at the very start", [event(0, START), event(0, "priming_started"), stop(10)], [(0, False, "no", [2], 0)]),
         ("just before the start", [event(0, "priming_started"), event(0, START), stop(10)], [(0, False, "no", [1], 0)]),
         ("just before the stop", [event(0, START), event(10, "priming_started"), stop(10)], [(10, False, "no", [2], 0)]),

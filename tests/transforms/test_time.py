@@ -11,6 +11,7 @@ from devices.contract import Capture, Log
 from tests import kit
 from tests.kit import anchor, assembled, capture, event, infusion, numbered, orders, saying
 from transforms.block import Block
+from transforms.clock import ClockPolicy
 from transforms.sessions import FactPolicy, Facts, derive, derive_all
 
 MORNING = datetime(2026, 3, 2, 8, tzinfo=UTC)
@@ -294,15 +295,53 @@ def test_a_session_is_uncertain_if_any_of_it_lies_between_two_anchors_that_disag
     assert ["CLOCK_UNCERTAIN" in codes for _, codes in flags(log)] == doubtful
 
 
-def test_a_pair_of_anchors_that_disagree_is_of_its_stretch_and_no_other():
-    def one(begin: float) -> list[dict[str, Any]]:
-        return [*others(begin), *infusion(begin + 10, 20), *others(begin + 40), *infusion(begin + 110, 20), *others(begin + 140)]
+@pytest.mark.parametrize(
+    ("says", "events", "one", "other", "uncertain"),
+    [
+        ("both within", infusion(0, 60), (1, 10, 10), (1, 50, 150), True),
+        ("from its start", infusion(0, 60), (1, 0, 0), (1, 50, 150), True),
+        ("up to its stop", infusion(0, 60), (1, 10, 10), (1, 60, 160), True),
+        ("up to its start", [*others(0), *infusion(100, 60)], (1, 50, 50), (1, 100, 200), False),
+        ("from its stop", [*infusion(0, 60), *others(200)], (2, 60, 60), (2, 100, 200), False),
+        ("within and behind", [*infusion(0, 60), *others(200)], (1, 50, 50), (2, 100, 200), True),
+    ],
+)
+def test_a_session_is_uncertain_though_every_record_of_it_has_a_time_if_two_anchors_within_it_disagree(says, events, one, other, uncertain):
+    assert [codes for _, codes in flags(read(events, one, other))] == [["CLOCK_UNCERTAIN"] if uncertain else []], says
 
-    events = [*one(0), event(150, "data_gap"), *one(200), event(350, "data_gap"), *one(400)]
-    ends = [(7, 140, 140), (15, 340, 340), (23, 540, 540)]
-    for torn in range(3):
-        begin = 200 * torn
-        pair = [(8 * torn + 4, begin + 40, begin + 40), (8 * torn + 5, begin + 110, begin + 310)]
-        kept = [one for n, one in enumerate(ends) if n != torn]
-        found = flags(read(events, *kept, *pair))
-        assert ["CLOCK_UNCERTAIN" in codes for _, codes in found] == [n == 2 * torn + 1 for n in range(6)], torn
+
+@pytest.mark.parametrize(("apart", "off_s", "agree"), [(0, 120, True), (0, 120.001, False), (1440, 180, True), (1440, 180.001, False)])
+def test_a_session_is_uncertain_from_the_same_limit_on(apart, off_s, agree):
+    log = read(infusion(0, 1500), (1, 10, 10), (1, 10 + apart, 10 + apart + off_s / 60))
+    assert [codes for _, codes in flags(log)] == [[] if agree else ["CLOCK_UNCERTAIN"]]
+
+
+@pytest.mark.parametrize("torn", [{0}, {1}, {2}, {0, 2}, {1, 2}, {0, 1, 2}])
+def test_a_pair_of_anchors_that_disagree_is_of_its_stretch_and_no_other(torn):
+    events, anchors = [], []
+    for n in range(3):
+        begin, before = 300 * n, 5 * n
+        events += [*infusion(begin, 20), *infusion(begin + 100, 20), event(begin + 130, "data_gap")]
+        off = 200 if n in torn else 0
+        anchors += [(before + 3, begin + 105, begin + 105), (before + 3, begin + 115, begin + 115 + off)]
+    found = facts(read(events, *anchors)).sessions.to_pylist()
+    rows = sorted(found, key=lambda row: row["printed_start"])
+    assert [n for n, row in enumerate(rows) if "CLOCK_UNCERTAIN" in row["flags"]] == [2 * n + 1 for n in sorted(torn)]
+
+
+def test_what_is_read_behind_a_hole_before_any_record_is_of_no_stretch():
+    bolus = [event(0, "bolus_delivered", volume_ml=1, duration_s=1800), event(5, "data_gap")]
+    assert facts(read(bolus, (2, 25, 25))).sessions["infusing_s"].to_pylist() == [0]
+    assert timed(read([event(0, "data_gap"), *others(10)], (1, 5, 5))) == [(None, None, None, None), (0, 0, 0, None)]
+    back = read([*others(0, 100), event(101, "data_gap"), *others(110)], (3, 50, 50))
+    assert facts(back).doubts["code"].to_pylist() == ["LOG_GAP"]
+
+
+def test_the_clock_is_judged_by_the_policies_of_the_lake():
+    assert FactPolicy().clock == ClockPolicy()
+    told_ = FactPolicy(clock_step_s=1, drift_s_per_day=2, drift_s=3).clock
+    assert told_ == ClockPolicy(clock_step_s=1, drift_s_per_day=2, drift_s=3)
+    assert [FactPolicy().gap_ms, FactPolicy(gap_limit_min=0.25).gap_ms] == [3_600_000, 15_000]
+    log = assembled(read(others(0, 10, 9.5)))
+    assert derive(log, orders(), FactPolicy(clock_step_s=29.999)).events["order_in_stretch"].to_pylist() == [0, 1, 0]
+    assert derive(log, orders(), FactPolicy(clock_step_s=30)).events["order_in_stretch"].to_pylist() == [0, 1, 2]
