@@ -243,8 +243,11 @@ def given(numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         yield {**one.facts, "lines": one.bill.lines, "worklist": one.bill.worklist, "days": one.bill.days}
 
 
-def by_suite(module: str, number: int | None, tests: Sequence[str]) -> str:
-    """What of these tests kills a mutant; empty if nothing does. In a process of its own, which has the mutant from here on."""
+def by_suite(module: str, number: int | None, tests: Sequence[str], likely: Sequence[str] = ()) -> str:
+    """What of these tests kills a mutant; empty if nothing does. In a process of its own, which has the mutant from here on.
+
+    `likely` are names of tests that are run before the others, in this order.
+    """
     _ours_anew()
     try:
         sys.meta_path.insert(0, _Changed(module, compiled(module, number)))
@@ -252,7 +255,7 @@ def by_suite(module: str, number: int | None, tests: Sequence[str]) -> str:
         importlib.import_module(module)
     except Exception as error:
         return f"does not load: {type(error).__name__}"
-    failed = _First()
+    failed = _First(likely)
     options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", " and ".join(f"not {name}" for name in LONG)]
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         ended = pytest.main([*(str(ROOT / one) for one in tests), *options], plugins=[failed])
@@ -272,20 +275,25 @@ def by_tables(numbers: Sequence[int], right: Sequence[dict[str, Any]]) -> str:
 
 
 class _First:
-    """The first test that fails."""
+    """The first test that fails; those that likely do are run first."""
 
-    name = ""
+    def __init__(self, likely: Sequence[str]) -> None:
+        self.name = ""
+        self._place = {name: place for place, name in enumerate(likely)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self._place.get(item.name, len(self._place)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.name:
-            self.name = f"test: {report.nodeid.rpartition('::')[2]}"
+            self.name = f"test: {report.nodeid.partition('::')[2]}"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.name:
             self.name = f"test: {report.nodeid} does not load"
 
 
-def apart(module: str, number: int | None, tests: Sequence[str], compare: Callable[[], str] | None) -> str:
+def apart(module: str, number: int | None, tests: Sequence[str], compare: Callable[[], str] | None, likely: Sequence[str] = ()) -> str:
     """What kills a mutant, in a forked child: the suite, else `compare` where it is given; empty if nothing does."""
     reads, writes = os.pipe()
     child = os.fork()
@@ -293,7 +301,7 @@ def apart(module: str, number: int | None, tests: Sequence[str], compare: Callab
         os.close(reads)
         try:
             _limited()
-            said = by_suite(module, number, tests)
+            said = by_suite(module, number, tests, likely)
             if not said and compare is not None:
                 os.write(writes, PASSED.encode())
                 _limited()
@@ -366,9 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unchanged:
         print(f"the modules as they are written do not pass: {unchanged}")
         return 2
-    of, suite, tables = Counter[str](), Counter[str](), Counter[str]()
+    of, suite, tables, by = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for change in taken:
-        why = apart(change.module, change.number, tests, compare)
+        why = apart(change.module, change.number, tests, compare, [name for name, _ in by.most_common()])
+        by[why.partition("test: ")[2]] += why.startswith("test: ")
         of[change.module] += 1
         suite[change.module] += bool(why) and not why.startswith("tables")
         tables[change.module] += why.startswith("tables")
