@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from devices.errors import InputError
+from transforms.codes import SAYS
 
 _RANGES: Mapping[str, tuple[float, float]] = {
     "long_infusion_hold_min": (1, 44_640),
@@ -158,6 +159,8 @@ def parse(data: bytes, sha256: str, *, name: str) -> RuleSet:
         raise InputError(f"The rule set {name} cannot be read: {error}.", do="Mend its TOML.", code="rule_set") from error
     if rules.basis not in ("encounter", "day", "evidence"):
         raise InputError(f"Rule set {name}: there is no basis {rules.basis!r}.", do="See docs/semantics.md §6.", code="rule_set")
+    if unknown := sorted(rules.holds - SAYS.keys()):
+        raise InputError(f"Rule set {name}: it holds on {unknown[0]!r}, which is no code.", do="See docs/semantics.md §6.", code="rule_set")
     for policy, (low, high) in _RANGES.items():
         value = getattr(policies, policy)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

@@ -285,6 +285,7 @@ def test_the_ranges_of_policies_end_where_they_say(policy, low, high, beyond):
         ("morphine = 3\n", 'morphine = "much"\n', "cannot be read"),
         ("[holds]", "[policies]\nunknown = 1\n[holds]", "cannot be read"),
         ('basis = "encounter"', 'basis = "week"', "there is no basis 'week'"),
+        ('codes = ["NO_STOP"]', 'codes = ["NO_SUCH"]', "it holds on 'NO_SUCH', which is no code"),
         ("[holds]", '[policies]\nencounter = "week"\n[holds]', "no such encounter or midnight policy"),
         ("[holds]", '[policies]\nmidnight = "noon"\n[holds]', "no such encounter or midnight policy"),
     ],
