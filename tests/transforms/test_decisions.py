@@ -190,6 +190,14 @@ def test_a_limit_within_the_piece_stays_kvo():
     }
 
 
+@pytest.mark.parametrize(("stopped", "infusing", "kvo"), [(0, 20, 0), (10, 30, 10), (20, 40, 10), (21, 40, 11), (60, 40, 50)])
+def test_a_stop_before_a_limit_leaves_no_kvo_of_it(stopped, infusing, kvo):
+    one = desk(event(0, START), event(20, "limit_reached"), event(60, START), event(70, "limit_cleared"), event(90, STOP))
+    one.stop(stopped)
+    rows = one.given.rows("sessions")
+    assert [sum(row[name] for row in rows) for name in ("infusing_s", "kvo_s")] == [infusing * 60, kvo * 60]
+
+
 def test_two_pieces_without_a_stop_are_decided_each_by_itself():
     one = desk(event(0, START), event(30, START), event(60, START), event(90, STOP))
     assert one.given.session["unknown_s"] == 3600

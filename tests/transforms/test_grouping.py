@@ -345,6 +345,7 @@ def test_what_runs_when_its_stretch_ends_has_no_stop_unless_it_is_the_end_of_the
         ("just before the start", [event(0, "priming_started"), event(0, START), stop(10)], [(0, False, "no", [1], 0)]),
         ("just before the stop", [event(0, START), event(10, "priming_started"), stop(10)], [(10, False, "no", [2], 0)]),
         ("just behind the stop", [event(0, START), stop(10), event(10, "priming_started")], [(10, False, "no", [3], None)]),
+        ("before what a limit makes KVO", [event(0, START, source="basal"), event(5, "limit_reached"), event(10, "rate_change", source="basal", rate_ml_h=0), event(11, "priming_started"), event(12, START), stop(15), event(20, "limit_cleared"), stop(21, "basal")], [(11, False, "no", [4], None)]),
         ("behind all", [*infusion(0, 10), event(15, "reservoir_change"), event(16, "priming_done")], [(16, True, "possible", [3, 4], None)]),
         ("around one within", [event(-5, "reservoir_change"), event(0, START), event(3, "priming_started"), stop(5), event(6, "priming_done", target="tubing"), *infusion(10, 5)], [(-5, True, "no", [1], 0), (3, False, "no", [3], 0), (6, True, "no", [5], 0)]),
         ("within the longer of two", [event(0, START, source="basal"), event(2, START), event(4, START), event(5, "priming_started"), stop(6), stop(9, "basal")], [(5, False, "no", [4], 0)]),
