@@ -160,6 +160,7 @@ def test_a_confirmed_stop_makes_the_unknown_piece_infusing_up_to_it_and_its_no_s
     session = one.given.session
     assert (session["infusing_s"], session["unknown_s"], session["paused_s"]) == (65 * 60, 0, 15 * 60)
     assert (session["flags"], session["state"], session["decisions"]) == ([], "closed", [decision.decision_id])
+    assert session["volume_ml"] is None
     assert one.given.states() == {"ready"}
     assert {tuple(line["decisions"]) for line in one.lines()} == {(decision.decision_id,)}
     (item,) = one.items("NO_STOP")

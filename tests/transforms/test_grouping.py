@@ -211,6 +211,12 @@ def test_demands_granted_within_the_lockout(says, minutes, lockouts, held):
     assert ("LOCKOUT_VIOLATION" in given.session["flags"]) is held, says
 
 
+def test_any_number_of_demands_may_be_too_soon():
+    demands = [event(10 + n, "demand_granted") for n in range(12)]
+    given = log(event(0, "settings_change", lockout_s=600), event(1, START), *demands, stop(40), *infusion(200, 10))
+    assert [(row["granted"], row["flags"]) for row in sessions(given)] == [(12, ["LOCKOUT_VIOLATION"]), (0, [])]
+
+
 def test_a_lockout_that_another_kind_of_record_tells_counts_for_nothing():
     events = [event(0, START), event(1, "other", lockout_s=600), event(10, "demand_granted"), event(11, "demand_granted"), stop(30)]
     assert log(*events).session["flags"] == []
@@ -237,6 +243,52 @@ def test_a_conflict_holds_the_sessions_within_the_gap_limit_of_it():
     assert flags(339.9) == [False, False]
     assert flags(340) == [False, True]
     assert flags(470) == [False, True]
+
+
+def test_each_session_has_the_volume_that_flowed_in_it():
+    def volumes(*events: dict[str, Any]) -> list[float | None]:
+        return [row["volume_ml"] for row in sessions(log(*events))]
+
+    flow = [event(0, START, rate_ml_h=2.0), event(30, "new_patient"), event(30, START, rate_ml_h=6.0), stop(60)]
+    assert volumes(*flow, *infusion(200, 15)) == [1.0, 3.0, 0.5]
+    assert volumes(*flow, event(200, START, rate_ml_h=4.0), event(230, "other")) == [1.0, 3.0, 2.0]
+    unknown = [event(0, START), stop(30), *infusion(200, 15), event(400, START), stop(430)]
+    assert volumes(*unknown) == [None, 0.5, None]
+    assert volumes(*infusion(0, 30), bolus(31), *infusion(200, 30)) == [2.0, 1.0]
+
+
+def test_continuous_milliseconds_are_cut_to_whole_seconds():
+    end = {**stop(1), "pump_time": at(0, 59) + ".999"}
+    row = log(event(0, START, rate_ml_h=2.0), end).session
+    assert (row["continuous_s"], row["infusing_s"], row["span_s"]) == (59, 59, 59)
+
+
+def test_each_session_is_laid_out_by_what_lies_in_it_and_nothing_else():
+    def one(begin: float, *pause: dict[str, Any]) -> list[dict[str, Any]]:
+        return [event(begin, START), *pause, event(begin + 20, START), stop(begin + 30)]
+
+    given = log(
+        *one(0, event(10, "alarm_raised", stops_delivery=True)), event(40, START, source="kvo"), stop(90, "kvo"),
+        *one(200, stop(210)), event(240, START), event(250, "alarm_raised", stops_delivery=True), event(260, "limit_cleared"),
+        *one(400, stop(410), event(412, START, source="kvo")), event(430, START, source="kvo"), event(440, "power_off"),
+        *one(600, stop(610, reason="malfunction")), *one(630, stop(640)), event(660, START, source="kvo"),
+        *one(800, stop(810), event(810, START, source="kvo"), stop(815, "kvo")),
+    )  # fmt: skip
+    ids = [row["session_id"] for row in sessions(given)]
+    laid = sorted(
+        (ids.index(row["session_id"]), row["from_ms"] / 60_000, row["to_ms"] / 60_000, row["class"]) for row in given.rows("intervals")
+    )
+    run, alarm, idle, pause = "infusing", "alarm", "kvo", "paused"
+    assert laid == [
+        (0, 0, 10, run), (0, 10, 20, alarm), (0, 20, 30, run),
+        (1, 200, 210, run), (1, 210, 220, pause), (1, 220, 230, run), (1, 230, 240, pause), (1, 240, 250, run),
+        (2, 400, 410, run), (2, 410, 412, pause), (2, 412, 420, idle), (2, 420, 430, run),
+        (3, 600, 610, run), (3, 610, 620, alarm), (3, 620, 630, run), (3, 630, 640, run), (3, 640, 650, pause), (3, 650, 660, run),
+        (4, 800, 810, run), (4, 810, 815, idle), (4, 815, 820, pause), (4, 820, 830, run),
+    ]  # fmt: skip
+    assert [(row["alarm_s"], row["kvo_s"], row["paused_s"]) for row in sessions(given)] == [
+        (600, 0, 0), (0, 0, 1200), (0, 480, 120), (600, 0, 600), (0, 300, 300),
+    ]  # fmt: skip
 
 
 # --- missing ends, cuts -----------------------------------------------------------------------------------------------------------------
@@ -349,6 +401,7 @@ def test_what_runs_when_its_stretch_ends_has_no_stop_unless_it_is_the_end_of_the
         ("behind all", [*infusion(0, 10), event(15, "reservoir_change"), event(16, "priming_done")], [(16, True, "possible", [3, 4], None)]),
         ("around one within", [event(-5, "reservoir_change"), event(0, START), event(3, "priming_started"), stop(5), event(6, "priming_done", target="tubing"), *infusion(10, 5)], [(-5, True, "no", [1], 0), (3, False, "no", [3], 0), (6, True, "no", [5], 0)]),
         ("within the longer of two", [event(0, START, source="basal"), event(2, START), event(4, START), event(5, "priming_started"), stop(6), stop(9, "basal")], [(5, False, "no", [4], 0)]),
+        ("within what has no stop, beside what has one", [event(0, START, source="basal"), event(10, START), stop(20), event(30, "priming_started"), event(50, "power_on")], [(30, False, "no", [4], 0)]),
         ("of the session that follows", [*infusion(0, 10), event(100, "reservoir_change"), *infusion(200, 10), event(300, "reservoir_change"), *infusion(400, 10)], [(100, True, "no", [3], 1), (300, True, "no", [6], 2)]),
         ("in what is unknown", [event(0, "other"), event(5, "priming_started"), stop(10), *infusion(200, 10)], [(5, False, "no", [2], 0)]),
     ],
@@ -413,7 +466,11 @@ def test_pumps_of_a_block_are_told_apart():
         pump = f"canonical:A{n}"
         lines = numbered(events)
         logs[pump] = assembled([capture(lines, pump=pump, anchor=anchor(100), contiguous=n != 1)])
-        known.append({"pump_id": pump, "order_id": f"ord-{n}", "patient_id": f"pt-{n}"})
+        if n != 3:
+            known.append({"pump_id": pump, "order_id": f"ord-{n}", "patient_id": f"pt-{n}", "stop": at(15 + 10 * n) + "Z"})
+            known.append(
+                {"pump_id": pump, "order_id": f"more-{n}", "patient_id": f"pt-{n}", "start": at(25 + 10 * n) + "Z", "tz": "Asia/Kathmandu"}
+            )
     every = orders(*known)
     whole = derive_all(Block.of(list(logs), list(logs.values())), every, FactPolicy())
     alone = [derive(one, every, FactPolicy()) for one in logs.values()]
