@@ -197,6 +197,18 @@ def test_an_offset_that_is_no_whole_minute_changes_when_it_does(second):
     assert local_ms(np.array([instant], dtype=np.int64), tz).tolist() == [round(right.replace(tzinfo=UTC).timestamp() * 1000)]
 
 
+@pytest.mark.parametrize("after_ms", [-60_001, -1, 0, 1, 30_000, 59_999, 60_000])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("Europe/Berlin", "2026-03-29T01:00:00"), ("America/New_York", "2026-11-01T06:00:00"), ("Australia/Lord_Howe", "2026-04-04T15:00:00")],
+)
+def test_an_offset_changes_at_its_instant_to_the_millisecond(name, change, after_ms):
+    instant, tz = ms(change + "+00:00") + after_ms, zone(name)
+    right = (EPOCH + timedelta(milliseconds=instant)).astimezone(tz).replace(tzinfo=None)
+    assert local(instant, tz) == right
+    assert local_ms(np.array([instant], dtype=np.int64), tz).tolist() == [round(right.replace(tzinfo=UTC).timestamp() * 1000)]
+
+
 def test_of_an_hour_that_comes_twice_the_first_is_meant():
     tz = zone("Europe/Berlin")
     assert utc_ms(datetime.fromisoformat("2026-10-25T02:30:00"), tz) == ms("2026-10-25T00:30:00+00:00")

@@ -95,6 +95,13 @@ def test_a_record_without_a_time_of_its_own_counts_as_no_time_and_cuts_nothing()
     assert timed(nowhere) == [(0, 0, 0, 30), (0, 1, 0, 30)]
 
 
+def test_a_reading_is_compared_with_the_last_time_that_was_told():
+    log = assembled(read(others(0, 100, 101), (3, 50, 50)))
+    assert timed(saying(log, pump_time=[*log.events["pump_time"].to_pylist()[:2], None])) == [
+        (0, 0, 0, None), (0, 1, 100, None), (0, 2, 100, None),
+    ]  # fmt: skip
+
+
 def test_a_hole_belongs_to_no_stretch_and_the_next_begins_at_nothing():
     assert timed(read([*others(0, 10), event(11, "data_gap"), *others(30, 45)], (5, 50, 50))) == [
         (0, 0, 0, None), (0, 1, 10, None), (None, None, None, None), (1, 0, 0, 30), (1, 1, 15, 45),
