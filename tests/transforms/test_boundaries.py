@@ -11,6 +11,11 @@ TWO_ORDERS = orders({"order_id": "ord-1"}, {"pump_id": "canonical:A2", "order_id
 MIDNIGHT = 16 * 60
 
 
+def infusion_of(source: str, start: float, minutes: float) -> list[dict[str, object]]:
+    """A delivery of another source."""
+    return [event(start, "delivery_start", rate_ml_h=2.0, source=source), event(start + minutes, "delivery_stop", source=source)]
+
+
 def two_pumps(one: list[dict[str, object]], other: list[dict[str, object]]) -> kit.Given:
     """What two pumps of one patient give, of two orders."""
     captures = [
@@ -84,3 +89,224 @@ def test_a_rate_over_the_limit_of_its_therapy_is_told(rate, told):
     given = log(event(0, "delivery_start", rate_ml_h=rate), event(60, "delivery_stop", source="primary", reason="user"))
     assert ("RATE_ABOVE_THERAPY_LIMIT" in given.codes()) is told
     assert given.states() == {"ready"}
+
+
+# --- codes of encounters ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("minutes", "codes"),
+    [
+        (1, {"LE_15_MIN", "NEAR_THRESHOLD"}), (5, {"LE_15_MIN", "NEAR_THRESHOLD"}), (6, {"LE_15_MIN"}), (10, {"LE_15_MIN"}),
+        (11, {"LE_15_MIN", "NEAR_THRESHOLD"}), (15, {"LE_15_MIN", "NEAR_THRESHOLD"}), (16, {"NEAR_THRESHOLD"}), (20, {"NEAR_THRESHOLD"}),
+        (21, set()), (85, set()), (86, {"NEAR_THRESHOLD"}), (95, {"NEAR_THRESHOLD"}), (96, set()), (145, set()), (146, {"NEAR_THRESHOLD"}),
+    ],
+)  # fmt: skip
+def test_minutes_near_another_number_of_units_are_told(minutes, codes):
+    assert log(*infusion(0, minutes)).codes() == codes
+
+
+@pytest.mark.parametrize(
+    ("says", "events", "codes"),
+    [
+        ("nothing", infusion(0, 60), set()),
+        ("several sessions", [*infusion(0, 30), *infusion(100, 30)], {"GAP_OVER_LIMIT"}),
+        ("an alarm", [*infusion(0, 30)[:1], event(30, "alarm_raised", stops_delivery=True), *infusion(40, 30)], {"ALARM_PAUSE_EXCLUDED"}),
+        ("KVO", [*infusion(0, 30), event(30, "delivery_start", source="kvo"), *infusion(40, 30)], {"KVO_EXCLUDED"}),
+        ("KVO behind it", [*infusion(0, 60), event(60, "delivery_start", source="kvo"), event(90, "power_off")], set()),
+        ("midnight", infusion(MIDNIGHT - 30, 60), {"CROSS_MIDNIGHT"}),
+        ("up to before midnight", infusion(MIDNIGHT - 61, 60), set()),
+        ("from midnight on", infusion(MIDNIGHT, 60), set()),
+    ],
+)
+def test_what_is_worth_a_look_and_changes_nothing(says, events, codes):
+    given = log(*events)
+    assert (given.codes(), given.states()) == (codes, {"ready"}), says
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"), [({"place_of_service": "12"}, "HOME_SETTING_USE_PER_DIEM"), ({"place_of_service": "11"}, None)]
+)
+def test_the_home_is_told(changed, code):
+    assert log(*infusion(0, 60), known=orders(**changed)).codes() == ({code} if code else set())
+
+
+def test_a_drug_that_is_excluded_and_a_route_that_is_another_are_told_apart_and_nothing_else_is():
+    assert log(*infusion(0, 600), known=orders(drug="insulin")).codes() == {"EXCLUDED_DRUG"}
+    assert log(*infusion(0, 600), known=orders(route="IV")).codes() == {"ROUTE_NOT_SC"}
+    assert log(*infusion(0, 600), known=orders(route="IV", drug="insulin")).codes() == {"ROUTE_NOT_SC"}
+
+
+@pytest.mark.parametrize(
+    ("says", "events", "only"),
+    [
+        ("boluses", [event(0, "bolus_delivered", source="pca", duration_s=1800), event(40, "other")], True),
+        ("deliveries of boluses", infusion_of("clinician", 0, 30), True),
+        ("a basal one too", [*infusion_of("clinician", 0, 30), *infusion(40, 1)], False),
+        ("a basal one of another session", [*infusion_of("loading", 0, 30), *infusion(200, 1)], False),
+        ("what is unknown may be basal", [*infusion_of("pca", 0, 30), event(40, "delivery_start"), event(50, "power_on")], False),
+        ("what is unknown is none", [*infusion_of("pca", 0, 30), event(40, "delivery_start", source="pca"), event(50, "power_on")], True),
+    ],
+)
+def test_an_encounter_of_boluses_alone_is_held(says, events, only):
+    demands = [event(-1, "demand_granted")]
+    assert ("DEMAND_ONLY" in log(*demands, *events).reasons()) is only, says
+
+
+def two(first: list[dict[str, object]], second: list[dict[str, object]], **order: str) -> list[tuple[int, str, list[str]]]:
+    """Two pumps of one patient, the second of another order: date, order and reasons of every line."""
+    known = orders({}, {"pump_id": "canonical:A2", "order_id": "ord-2", **order})
+    captures = [
+        capture(numbered(events), pump=pump, anchor=anchor(6000)) for pump, events in (("canonical:A1", first), ("canonical:A2", second))
+    ]
+    rows = kit.give(*captures, known=known).rows("lines")
+    return sorted((row["service_date"].day, row["order_id"], row["reasons"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("says", "begins", "lasts", "held"),
+    [
+        ("that day", 300, 60, True),
+        ("the day before", -600, 60, False),
+        ("from the day before into it", -500, 30, True),
+        ("into the next day", MIDNIGHT - 10, 30, True),
+        ("the next day", MIDNIGHT, 60, False),
+    ],
+)
+def test_an_intravenous_infusion_holds_the_dates_that_it_touches(says, begins, lasts, held):
+    assert two(infusion(0, 60), infusion(begins, lasts), route="IV") == [(2, "ord-1", ["IV_SAME_ENCOUNTER"] if held else [])], says
+
+
+@pytest.mark.parametrize(
+    ("says", "first", "second", "order", "held"),
+    [
+        ("at once", infusion(0, 60), infusion(30, 60), {}, True),
+        ("the same day", infusion(0, 60), infusion(60, 60), {}, True),
+        ("less than a minute", infusion(0, 60), infusion(100, 0.5), {}, False),
+        ("less than a minute, at once", infusion(0, 60), infusion(30, 0.5), {}, True),
+        ("of another rule set", infusion(0, 60), infusion(30, 60), {"rule_set": "evidence-only"}, False),
+        ("by the day", infusion(0, 60), infusion(30, 60), {"rule_set": "per-diem"}, False),
+        ("of a drug without lines", infusion(0, 60), infusion(30, 60), {"drug": "insulin"}, False),
+        ("the next day", infusion(0, 60), infusion(1440, 60), {}, False),
+        ("of another patient", infusion(0, 60), infusion(30, 60), {"patient_id": "pt-2"}, False),
+    ],
+)
+def test_a_second_order_holds_both_if_both_have_lines_or_infuse_at_once(says, first, second, order, held):
+    found = {row[1]: row[2] for row in two(first, second, **order)}
+    assert (found["ord-1"] == ["SECOND_ORDER_SAME_DAY"]) is held, says
+    if "ord-2" in found:
+        assert ("SECOND_ORDER_SAME_DAY" in found["ord-2"]) is held, says
+
+
+@pytest.mark.parametrize(("begins", "minutes", "held"), [(30, {90}, True), (59.9, {119}, True), (60, {120}, False), (200, {120}, False)])
+def test_two_pumps_of_one_order_hold_each_other_only_while_both_infuse(begins, minutes, held):
+    known = orders({}, {"pump_id": "canonical:A2"})
+    captures = [
+        capture(numbered(infusion(at, 60)), pump=pump, anchor=anchor(6000)) for at, pump in ((0, "canonical:A1"), (begins, "canonical:A2"))
+    ]
+    given = kit.give(*captures, known=known)
+    assert {line["minutes"] for line in given.rows("lines")} == minutes
+    assert given.reasons() == ({"OVERLAPPING_PUMPS"} if held else set())
+
+
+# --- how far a doubt reaches ------------------------------------------------------------------------------------------
+
+
+def test_a_cut_holds_every_date_from_the_record_before_it_to_what_settles_it_and_no_other():
+    known = orders({}, {"pump_id": "canonical:A2"}, {"pump_id": "canonical:A3", "order_id": "ord-3", "patient_id": "pt-3"})
+    days = [one for day in range(6) for one in infusion(1440 * day, 30)]
+    cut = numbered(
+        [event(1440 - 100, "other"), event(1440 + 10, "other"), event(3 * 1440 + 10, "other"), event(3 * 1440 + 20, "power_off")]
+    )
+    captures = [
+        capture([cut[0]], anchor=anchor(1440 - 90)), capture([*cut[:1], *cut[2:]], anchor=anchor(9000)),
+        *(capture(numbered(days), pump=pump, anchor=anchor(9000)) for pump in ("canonical:A2", "canonical:A3")),
+    ]  # fmt: skip
+    lines = kit.give(*captures, known=known).rows("lines")
+    held = {(line["order_id"], line["service_date"].day - 2): line["reasons"] for line in lines}
+    assert held == {
+        (order, day): ["LOG_GAP"] if order == "ord-1" and 1 <= day <= 3 else [] for order in ("ord-1", "ord-3") for day in range(6)
+    }
+
+
+def test_a_session_without_a_stop_holds_every_date_that_it_touches():
+    known = orders({}, {"pump_id": "canonical:A2"})
+    days = [one for day in range(5) for one in infusion(1440 * day, 30)]
+    open_ = numbered([event(1440 + 60, "delivery_start", rate_ml_h=2.0), event(3 * 1440 + 60, "power_on")])
+    given = kit.give(capture(open_, anchor=anchor(9000)), capture(numbered(days), pump="canonical:A2", anchor=anchor(9000)), known=known)
+    held = {line["service_date"].day - 2: line["reasons"] for line in given.rows("lines")}
+    assert held == {0: [], 1: ["NO_STOP"], 2: ["NO_STOP"], 3: ["NO_STOP"], 4: []}
+
+
+# --- therapy days ------------------------------------------------------------------------------------------
+
+
+def days(given: kit.Given) -> list[tuple[int, int, int, bool]]:
+    """Of each therapy day: day, infusing and unknown minutes, whether it is continuous."""
+    rows = sorted(given.rows("days"), key=lambda row: row["date"])
+    return [(row["date"].day, row["infusing_s"] // 60, row["unknown_s"] // 60, row["continuous"]) for row in rows]
+
+
+BOLUSES = [event(at, "bolus_delivered", source="pca", duration_s=60) for at in range(0, 1501, 50)]
+
+
+@pytest.mark.parametrize(
+    ("says", "events", "expected"),
+    [
+        ("one", infusion(0, 60), [(2, 60, 0, False)]),
+        ("up to midnight", infusion(MIDNIGHT - 60, 60), [(2, 60, 0, False)]),
+        ("over midnight", infusion(MIDNIGHT - 60, 90), [(2, 60, 0, False), (3, 30, 0, False)]),
+        ("less than a day", infusion(0, 1439), [(2, 960, 0, False), (3, 479, 0, False)]),
+        ("a day", infusion(0, 1440), [(2, 960, 0, True), (3, 480, 0, True)]),
+        ("a day with a pause", [*infusion(0, 700), *infusion(740, 700)], [(2, 920, 0, True), (3, 480, 0, True)]),
+        ("what is unknown", [event(0, "delivery_start"), event(60, "power_on")], [(2, 0, 60, False)]),
+        ("a pause over midnight", [*infusion(MIDNIGHT - 60, 30), *infusion(MIDNIGHT + 10, 30)], [(2, 30, 0, False), (3, 30, 0, False)]),
+        ("boluses are not continuous", BOLUSES, [(2, 20, 0, False), (3, 11, 0, False)]),
+    ],
+)  # fmt: skip
+def test_therapy_days(says, events, expected):
+    assert days(log(*events, known=orders(rule_set="per-diem"))) == expected, says
+
+
+def test_a_therapy_day_is_one_of_the_zone_of_its_order_though_it_has_23_hours():
+    known = orders(rule_set="per-diem", tz="Europe/Berlin")
+    spring = 26 * 1440
+    given = kit.give(capture(numbered(infusion(spring, 2400)), anchor=anchor(spring + 6000)), known=known)
+    assert days(given) == [(28, 15 * 60, 0, True), (29, 23 * 60, 0, True), (30, 2 * 60, 0, True)]
+
+
+def test_two_pumps_on_one_therapy_day_are_never_counted_twice():
+    known = orders({"rule_set": "per-diem"}, {"rule_set": "per-diem", "pump_id": "canonical:A2"})
+    given = kit.give(
+        capture(numbered(infusion(0, 60)), anchor=anchor(6000)),
+        capture(numbered(infusion(30, 60)), pump="canonical:A2", anchor=anchor(6000)),
+        known=known,
+    )
+    assert days(given) == [(2, 90, 0, False)]
+    (row,) = given.rows("days")
+    assert (row["pump_ids"], row["flags"]) == (["canonical:A1", "canonical:A2"], [])
+
+
+@pytest.mark.parametrize(
+    ("says", "events", "states"),
+    [
+        ("less than a day", [event(0, "delivery_start"), event(1439, "other")], {2: "hold", 3: "hold"}),
+        ("a day", [event(0, "delivery_start"), event(1440, "other")], {2: "ready", 3: "hold"}),
+        ("up to midnight", [event(-480, "delivery_start"), event(MIDNIGHT, "other")], {2: "hold"}),
+        ("two days", [event(0, "delivery_start"), event(2880, "other")], {2: "ready", 3: "ready", 4: "hold"}),
+    ],
+)
+def test_an_open_session_leaves_its_last_date_open_or_all_while_it_is_short(says, events, states):
+    given = log(*events, known=orders(rule_set="per-diem"), end=2880)
+    assert {line["service_date"].day: line["state"] for line in given.rows("lines")} == states, says
+
+
+def test_the_ledger_of_a_therapy_day_has_what_lies_in_it_alone():
+    events = [*infusion(MIDNIGHT - 60, 30), *infusion(MIDNIGHT - 10, 40), event(MIDNIGHT + 30, "delivery_start", source="kvo")]
+    given = log(*events, *infusion(MIDNIGHT + 40, 10), known=orders(rule_set="per-diem"))
+    rows = {line["service_date"].day: line for line in given.rows("lines")}
+    told = {day: [(entry["seconds"], entry["counted"], entry["why"]) for entry in row["ledger"]] for day, row in rows.items()}
+    assert told == {
+        2: [(1800, True, "infusing"), (1200, False, "paused"), (600, True, "infusing")],
+        3: [(1800, True, "infusing"), (600, False, "kvo"), (600, True, "infusing")],
+    }
