@@ -108,6 +108,17 @@ def test_orders_part_pieces_and_those_of_one_order_go_on():
     assert [row["flags"] for row in sessions(given)] == [[], [], ["ORDER_BOUNDARY"], []]
 
 
+def test_an_order_of_another_pump_is_no_order_of_this_one():
+    known = orders(
+        {}, {"pump_id": "canonical:B2", "order_id": "ord-2", "start": at(60) + "Z"}, {"pump_id": "canonical:C3", "order_id": "ord-3"}
+    )
+    given = give(capture(numbered([*infusion(0, 20), *infusion(70, 20)]), pump="canonical:B2", anchor=anchor(100)), known=known)
+    assert [row["order_id"] for row in sessions(given)] == [None, "ord-2"]
+    assert [
+        row["order_id"] for row in sessions(give(capture(numbered(infusion(0, 9)), pump="canonical:Z9", anchor=anchor(10)), known=known))
+    ] == [None]
+
+
 @pytest.mark.parametrize(("ends", "flags"), [(40, []), (39.999, ["ORDER_BOUNDARY"])])
 def test_a_session_may_end_with_its_order_and_not_after_it(ends, flags):
     assert log(*infusion(0, 10), *infusion(30, 10), known=orders({"stop": at(ends) + "Z"})).session["flags"] == flags
