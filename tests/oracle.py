@@ -1040,12 +1040,15 @@ def union(sessions: Sequence[Session]) -> int:
     by_stretch: dict[int, list[Any]] = {}
     for session in sessions:
         by_stretch.setdefault(id(session.stretch), []).append(session.seconds())
-    most: Counter[int] = Counter()
     if len(by_stretch) == 1:
         return sum(len(seconds) for seconds in next(iter(by_stretch.values())))
-    for parts in by_stretch.values():
-        most |= Counter(np.concatenate(parts).tolist())
-    return most.total()
+    told = [np.unique(np.concatenate(parts), return_counts=True) for parts in by_stretch.values()]
+    second, times = (np.concatenate(columns) for columns in zip(*told, strict=True))
+    if not len(second):
+        return 0
+    order = np.argsort(second, kind="stable")
+    firsts = np.flatnonzero(np.diff(second[order], prepend=second[order[0]] - 1))
+    return int(np.maximum.reduceat(times[order], firsts).sum())
 
 
 def _touches(session: Session, day: date, tz: str) -> bool:
@@ -1076,7 +1079,10 @@ def _hold_together(encounters: Mapping[tuple[str, date], list[Session]], bills: 
                 same = other.order["order_id"] == session.order["order_id"]
                 if (same and other.pump == session.pump) or other is session:
                     continue
-                if np.intersect1d(seconds, other.seconds()).size:
+                theirs = other.seconds()
+                if not (len(seconds) and len(theirs)) or seconds.max() < theirs.min() or theirs.max() < seconds.min():
+                    continue
+                if np.intersect1d(seconds, theirs).size:
                     bills[key].reasons.add("OVERLAPPING_PUMPS" if same else "SECOND_ORDER_SAME_DAY")
 
 
