@@ -460,4 +460,7 @@ def _infusion_between(encounters: Encounters, rows: Ints, owner: Ints, at: Ints,
     within = (stretch[before] == stretch[pair]) & (stretch[pair] == of_session[span])
     low, high = np.where(within, elapsed[before], at[before]), np.where(within, elapsed[pair], at[pair])
     begin, end = np.where(within, spans.from_ms[piece], spans.low[piece]), np.where(within, spans.to_ms[piece], spans.high[piece])
-    return total(pair, np.maximum(0, np.minimum(end, high) - np.maximum(begin, low)), len(rows))
+    begin, end = np.maximum(begin, low), np.minimum(end, high)
+    # Stretches whose clocks are not known may lie on top of each other: one pump does not infuse twice at once.
+    elsewhere = covered(pair[~within], begin[~within], end[~within], len(rows))
+    return elsewhere + total(pair[within], np.maximum(0, end - begin)[within], len(rows))

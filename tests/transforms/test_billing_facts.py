@@ -8,7 +8,7 @@ import pytest
 
 from ingest.night import rule_sets
 from tests import kit, oracle
-from tests.kit import event, infusion, log, new_setup
+from tests.kit import anchor, capture, event, give, infusion, log, new_setup, numbered
 from transforms import billing
 
 INITIAL, FURTHER, SETUP, INJECTION = "96369", "96370", "96371", "96372"
@@ -100,6 +100,17 @@ def test_two_set_ups_within_a_quarter_of_an_hour_of_infusion_are_one_that_was_co
     assert SETUP not in given.units()
     given = log(*new_setup(-5), *infusion(0, 15), *new_setup(20), *infusion(25, 60))
     assert given.units()[SETUP] == 1
+
+
+def test_set_ups_are_not_parted_by_infusion_that_lies_twice_on_one_time():
+    """Ten minutes by the printed clock and, of a stretch whose UTC is known, the same ten: one pump gave ten minutes, not twenty."""
+    before = [event(0, "reservoir_change"), event(0.5, "delivery_start", rate_ml_h=2.0), event(10.5, "power_off")]
+    behind = [event(10.5, "reservoir_change"), event(10.5, "priming_done", target="cannula"), *infusion(10.5, 30)]
+    lost = [event(3000, "clock_change", reason="loss"), *infusion(3000, 60)]
+    lines = numbered(before) + [{**one, "seq": one["seq"] + 4} for one in numbered(behind + lost)]
+    given = give(capture(lines, anchor=anchor(3060, utc_minutes=60, after_seq=lines[-1]["seq"])))
+    assert len(given.rows("setups")) == 2
+    assert "96371" not in given.units()
 
 
 def test_seconds_are_summed_before_minutes_are_cut():
