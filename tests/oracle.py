@@ -1018,7 +1018,8 @@ def tell(captures: Sequence[Capture], orders: Sequence[Mapping[str, str]]) -> To
             reasons.add("OVER_UNIT_CAP")
         if not any(session.stretch.weight[session.steady].sum() for session in mine):
             reasons.add("DEMAND_ONLY")
-        if any(_touches(session, day, order["tz"]) for session in sessions if session.order and session.order["route"] == "IV"):
+        intravenous = [session for session in sessions if session.order and session.order["route"] == "IV"]
+        if any(_touches(one, day, order["tz"]) or any(_at_once(one, session) for session in mine) for one in intravenous):
             reasons.add("IV_SAME_ENCOUNTER")
         for pump in pumps.values():
             for reach in pump.reaches:
@@ -1051,6 +1052,14 @@ def union(sessions: Sequence[Session]) -> int:
     return int(np.maximum.reduceat(times[order], firsts).sum())
 
 
+def _at_once(one: Session, other: Session) -> bool:
+    """Whether two sessions infuse at the same time."""
+    mine, theirs = one.seconds(), other.seconds()
+    if not (len(mine) and len(theirs)) or mine.max() < theirs.min() or theirs.max() < mine.min():
+        return False
+    return bool(np.intersect1d(mine, theirs).size)
+
+
 def _touches(session: Session, day: date, tz: str) -> bool:
     """Whether the span of a session touches a local date."""
     length = float(session.stretch.elapsed[session.end] - session.stretch.elapsed[session.first])
@@ -1074,15 +1083,11 @@ def _hold_together(encounters: Mapping[tuple[str, date], list[Session]], bills: 
             bills[key].reasons.add("SECOND_ORDER_SAME_DAY")
         for session in mine:
             assert session.order is not None
-            seconds = session.seconds()
             for other in billable:
                 same = other.order["order_id"] == session.order["order_id"]
                 if (same and other.pump == session.pump) or other is session:
                     continue
-                theirs = other.seconds()
-                if not (len(seconds) and len(theirs)) or seconds.max() < theirs.min() or theirs.max() < seconds.min():
-                    continue
-                if np.intersect1d(seconds, theirs).size:
+                if _at_once(session, other):
                     bills[key].reasons.add("OVERLAPPING_PUMPS" if same else "SECOND_ORDER_SAME_DAY")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from transforms.block import NONE, Ints, coded, milliseconds
 from transforms.codes import BIT, bits_of
 from transforms.encounters import INFUSING, POSSIBLE, UNKNOWN, YES, Encounters, Spans, day_of
-from transforms.groups import Bools, distinct, either, has
+from transforms.groups import Bools, distinct, either, expand, has
 from transforms.orders import Order, Orders, local_ms
 from transforms.ruleset import RuleSet
 from transforms.sessions import TIME_CODES
@@ -168,6 +168,9 @@ class Holds:
             self.codes[self._touched_by(span)] |= BIT["IV_SAME_ENCOUNTER"]
         for one, other in self._at_once(spans.patient):
             first, second = int(self.encounter_of[one]), int(self.encounter_of[other])
+            for span, encounter in ((one, second), (other, first)):
+                if self._is_iv[span] and encounter >= 0 and encounters.eligible[encounter]:
+                    self.codes[encounter] |= BIT["IV_SAME_ENCOUNTER"]
             if first < 0 or second < 0:
                 continue
             pair = [first, second]
@@ -177,8 +180,10 @@ class Holds:
             elif encounters.eligible[pair].all() and encounters.rule(first).name == encounters.rule(second).name:
                 self.codes[pair] |= BIT["SECOND_ORDER_SAME_DAY"]
         rows = np.flatnonzero(encounters.eligible & (encounters.minutes > 0))
+        place, day = expand(encounters.day[rows], encounters.last_day[rows] + 1)
+        rows = rows[place]
         order = encounters.order[rows]
-        _, same = distinct(terms.patient[order], terms.rules[order], encounters.day[rows])
+        _, same = distinct(terms.patient[order], terms.rules[order], day)
         lowest = np.full(len(rows), _EVER, dtype=np.int64)
         highest = np.full(len(rows), -1, dtype=np.int64)
         np.minimum.at(lowest, same, order)
@@ -190,12 +195,12 @@ class Holds:
         return np.array([order.route == "IV" for order in self.terms.orders], dtype=np.bool_)[self.spans.order]
 
     def _touched_by(self, span: int) -> Ints:
-        """The eligible encounters of the same patient on whose date, in their own zone, a session was running."""
+        """The eligible encounters of the same patient on whose dates, in their own zone, a session was running."""
         encounters = self.encounters
         mine = np.flatnonzero((self.patient == self.spans.patient[span]) & encounters.eligible)
         order = encounters.order[mine]
         first, last = (self.terms.days(np.full(len(mine), at[span]), order) for at in (self.spans.start, self.spans.stop))
-        return mine[(first <= encounters.day[mine]) & (encounters.day[mine] <= last)]
+        return mine[(first <= encounters.last_day[mine]) & (encounters.day[mine] <= last)]
 
     def _at_once(self, patient: Ints) -> Iterator[tuple[int, int]]:
         """Pairs of sessions of one patient that infuse at the same time."""
@@ -252,20 +257,24 @@ class Holds:
                 return [rules.version]
             case "IV_SAME_ENCOUNTER":
                 iv = np.flatnonzero(self._is_iv & (self.spans.patient == self.patient[encounter])).tolist()
-                return [self._proof(span) for span in iv if encounter in self._touched_by(span)]
+                at_once = self._beside(encounter)
+                return [self._proof(span) for span in iv if span in at_once or encounter in self._touched_by(span)]
             case "OVERLAPPING_PUMPS" | "SECOND_ORDER_SAME_DAY":
-                own = set(encounters.of(encounter).tolist())
-                patient = self.spans.patient
-                at_once = self._at_once(np.where(patient == self.patient[encounter], patient, -1))
-                others = [span for pair in at_once if own.intersection(pair) for span in pair if span not in own]
+                others = self._beside(encounter)
                 if code == "SECOND_ORDER_SAME_DAY":
-                    same = (self.patient == self.patient[encounter]) & (encounters.day == encounters.day[encounter])
-                    same &= encounters.order != encounters.order[encounter]
+                    same = (self.patient == self.patient[encounter]) & (encounters.day <= encounters.last_day[encounter])
+                    same &= (encounters.last_day >= encounters.day[encounter]) & (encounters.order != encounters.order[encounter])
                     others += [span for one in np.flatnonzero(same).tolist() for span in encounters.of(one).tolist()]
                 return [self._proof(span) for span in others]
             case _:
                 order = int(encounters.order[encounter])
                 return self.reached(code, order, int(encounters.day[encounter]), int(encounters.last_day[encounter]))
+
+    def _beside(self, encounter: int) -> list[int]:
+        """The sessions of the same patient that infuse at the same time as one of an encounter."""
+        own, patient = set(self.encounters.of(encounter).tolist()), self.spans.patient
+        at_once = self._at_once(np.where(patient == self.patient[encounter], patient, -1))
+        return [span for pair in at_once if own.intersection(pair) for span in pair if span not in own]
 
     def reached(self, code: str, order: int, first: int, last: int) -> list[str]:
         """The doubts of a code that reach any of these days of an order, and how far they do."""

@@ -177,6 +177,13 @@ def test_an_intravenous_infusion_holds_the_dates_that_it_touches(says, begins, l
     assert two(infusion(0, 60), infusion(begins, lasts), route="IV") == [(2, "ord-1", ["IV_SAME_ENCOUNTER"] if held else [])], says
 
 
+@pytest.mark.parametrize(("begins", "held"), [(MIDNIGHT + 30, True), (MIDNIGHT + 120, False)])
+@pytest.mark.parametrize("rules", ["cpt-9637x", "per-diem", "evidence-only"])
+def test_an_intravenous_infusion_at_the_same_time_holds_an_encounter_that_began_the_day_before(begins, held, rules):
+    found = two(infusion(MIDNIGHT - 60, 180), infusion(begins, 60), route="IV", rule_set=rules)
+    assert {tuple(reasons) for _, order, reasons in found if order == "ord-1"} == {("IV_SAME_ENCOUNTER",) if held else ()}
+
+
 @pytest.mark.parametrize(
     ("says", "first", "second", "order", "held"),
     [

@@ -6,6 +6,7 @@ import hashlib
 from datetime import date
 from importlib import resources
 
+import pyarrow as pa
 import pytest
 
 from devices.errors import InputError
@@ -23,11 +24,12 @@ def changed(**policies: str) -> ruleset.RuleSet:
     return ruleset.parse(text.encode(), hashlib.sha256(text.encode()).hexdigest(), name="changed")
 
 
-def billed_with(rules: ruleset.RuleSet, *events, known=None):
-    found = assembled([capture(numbered(events), anchor=anchor(6000))])
-    facts = sessions.derive(found, known or orders(), sessions.FactPolicy())
-    tables = billing.Facts(facts.sessions, facts.intervals, facts.setups, facts.doubts)
-    return list(billing.bill(tables, known or orders(), {rules.name: rules}, {}).lines.to_pylist())
+def billed_with(rules: ruleset.RuleSet, *events, known=None, other=()):
+    known, logs = known or orders(), {"canonical:A1": events, "canonical:B2": other}
+    captures = [capture(numbered(mine), pump=pump, anchor=anchor(6000)) for pump, mine in logs.items() if mine]
+    facts = [sessions.derive(assembled([one]), known, sessions.FactPolicy()) for one in captures]
+    tables = billing.Facts(*(pa.concat_tables([getattr(one, name) for one in facts]) for name in billing.Facts.__dataclass_fields__))
+    return list(billing.bill(tables, known, {rules.name: rules}, {}).lines.to_pylist())
 
 
 def test_every_shipped_rule_cites_what_it_stands_on():
@@ -103,6 +105,14 @@ def test_where_lines_split_at_midnight_a_set_up_stands_on_its_own_date(second, d
     events = [*new_setup(at - 120), *infusion(at - 115, 110), *new_setup(at), *infusion(at + 5, 120)]
     split = billed_with(changed(midnight='"split_by_day"'), *events)
     assert [(line["service_date"].day, line["units"]) for line in split if line["code"] == "96371"] == [(day, 1)]
+
+
+@pytest.mark.parametrize(("order", "reason"), [({"route": "IV"}, "IV_SAME_ENCOUNTER"), ({}, "SECOND_ORDER_SAME_DAY")])
+@pytest.mark.parametrize(("begins", "held"), [(25 * 60, True), (41 * 60, False)])
+def test_where_lines_split_at_midnight_another_order_holds_them_on_each_of_their_dates(order, reason, begins, held):
+    known = orders({}, {"pump_id": "canonical:B2", "order_id": "ord-2", **order})
+    lines = billed_with(changed(midnight='"split_by_day"'), *infusion(15 * 60, 120), known=known, other=infusion(begins, 60))
+    assert {tuple(line["reasons"]) for line in lines} == {(reason,) if held else ()}
 
 
 @pytest.mark.parametrize("tz", ["Asia/Kathmandu", "America/New_York"])
