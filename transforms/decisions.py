@@ -363,12 +363,15 @@ class Case:
             line["explanation"] = self.say(line["reasons"])
             cleared = {decision.decision_id for code, decision in self.cleared.items() if code in own}
             line["decisions"] = sorted(self.shaped | cleared | self._rests.get(line["line_id"], set()))
-        head = next((line for line in self.lines if line["line_id"] == self.head), None)
+        # A head that is void may be among the lines no more: then its void is among what was released.
+        stopped = self.head in self._void or any(line["line_id"] == self.head and line["state"] != "ready" for line in self.lines)
+        of_head = {decision for line in self.lines if line["line_id"] == self.head for decision in line["decisions"]}
+        of_head |= self._rests.get(self.head or "", set())
         for line in self.lines:
-            if head is not None and line["state"] == "ready" and head["state"] != "ready":
+            if stopped and line["state"] == "ready":
                 line["state"], line["reasons"] = "hold", [HEADLESS]
                 line["explanation"] = self.say(line["reasons"])
-                line["decisions"] = sorted({*line["decisions"], *head["decisions"]})
+                line["decisions"] = sorted({*line["decisions"], *of_head})
 
 
 class Review:
