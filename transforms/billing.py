@@ -177,6 +177,8 @@ class _Book:
         firsts, which = distinct(terms.rules[order], day)
         out = [not terms.rules_of(order[row]).in_force(day_of(int(day[row]))) for row in firsts.tolist()]
         codes |= np.where(np.array(out, dtype=np.bool_)[which], BIT["NOT_IN_FORCE"], 0)
+        _, same = distinct(terms.patient[order], terms.rules[order], day)
+        codes |= np.where((np.bincount(same) > 1)[same], BIT["SECOND_ORDER_SAME_DAY"], 0)
         # Of a day, what does not hold is not looked for.
         holding = terms.per_rules(lambda rules: bits_of(rules.holds))
         self.codes = np.concatenate((self.holds.codes, codes & holding[order]))
@@ -438,7 +440,20 @@ class _Book:
         if holder < len(self.encounters):
             return lambda code: self.holds.causes(code, holder)
         order, day = int(self.order[holder]), int(self.day[holder])
-        return lambda code: [rules.version] if code == "NOT_IN_FORCE" else self.holds.reached(code, order, day, day)
+
+        def causes(code: str) -> list[str]:
+            if code == "NOT_IN_FORCE":
+                return [rules.version]
+            return self._second_orders(holder) if code == "SECOND_ORDER_SAME_DAY" else self.holds.reached(code, order, day, day)
+
+        return causes
+
+    def _second_orders(self, holder: int) -> list[str]:
+        """What the same date of a patient's other orders, of the rule set of this therapy day, rests on."""
+        rules = self.spans.terms.rules[self.order]
+        same = (self.patient == self.patient[holder]) & (self.day == self.day[holder]) & (rules == rules[holder])
+        others = np.flatnonzero(same & (self.order != self.order[holder])).tolist()
+        return [f"{self.ids[other]} {self.evidence[other]}" for other in others]
 
     def _flags(self, mine: list[int]) -> dict[str, dict[str, Any]]:
         """The columns of items of a code that a session has: of the first that has it."""

@@ -478,6 +478,14 @@ def test_a_new_cause_opens_what_was_cleared_and_the_item_says_so(code):
     assert open_
 
 
+def test_a_day_of_a_second_order_that_was_cleared_is_open_again_when_the_other_order_changes():
+    one = Desk(list(TWO_PUMPS), orders({}, {"pump_id": "canonical:B2", "order_id": "ord-2"}, rule_set="per-diem"))
+    one.clear_all()
+    assert one.given.states() == {"ready"}
+    MORE["SECOND_ORDER_SAME_DAY"](one)
+    assert [line["order_id"] for line in one.lines(state="hold") if "SECOND_ORDER_SAME_DAY" in line["reasons"]] == ["ord-1", "ord-2"]
+
+
 @pytest.mark.parametrize("code", ["SECOND_ORDER_SAME_DAY", "IV_SAME_ENCOUNTER", "OVERLAPPING_PUMPS"])
 def test_what_was_cleared_stays_so_whatever_is_new_on_another_date(code):
     one = HELD[code]()

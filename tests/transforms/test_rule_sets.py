@@ -55,6 +55,26 @@ def test_per_diem_over_24_hours_is_continuous_on_each_date_it_touches():
     assert all(day["continuous"] for day in given.rows("days"))
 
 
+@pytest.mark.parametrize(
+    ("says", "order", "begins", "held"),
+    [
+        ("on one date", {}, 100, True),
+        ("at once", {}, 30, True),
+        ("on another date", {}, 24 * 60, False),
+        ("by the minute", {"rule_set": "cpt-9637x"}, 100, False),
+        ("of another patient", {"patient_id": "pt-2"}, 100, False),
+    ],
+)
+def test_a_day_that_two_orders_of_a_patient_have_is_not_billed_twice(says, order, begins, held):
+    known = orders({}, {"pump_id": "canonical:B2", "order_id": "ord-2", **order}, rule_set="per-diem")
+    captures = [capture(numbered(infusion(0, 60)), anchor=anchor(6000))]
+    captures.append(capture(numbered(infusion(begins, 60)), pump="canonical:B2", anchor=anchor(6000)))
+    given = give(*captures, known=known)
+    assert {tuple(line["reasons"]) for line in given.rows("lines")} == {("SECOND_ORDER_SAME_DAY",) if held else ()}, says
+    items = [item for item in given.rows("worklist") if item["code"] == "SECOND_ORDER_SAME_DAY"]
+    assert [(item["severity"], item["minutes_at_stake"]) for item in items] == [("hold", 60)] * (2 if held else 0), says
+
+
 def test_per_diem_does_not_guess_a_code():
     given = log(*infusion(0, 60), known=orders(rule_set="per-diem", drug="treprostinil"))
     (line,) = given.rows("lines")
