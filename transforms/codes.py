@@ -67,7 +67,10 @@ SAYS: dict[str, tuple[str, str]] = {
     "DELIVERED_GT_DEMANDED": ("More patient boluses than granted demands.", "Check the log for missing records."),
     "UNASSIGNED_PUMP": ("The pump delivered without an order in force.", "Add its order to orders.csv, or correct the times there."),
     "NOT_SYNCED": ("An order is in force, but no capture of its pump reaches these dates.", "Sync the pump."),
-    "EXCLUDED_DRUG": ("The drug is not billed by this rule set.", "Bill it as equipment and supplies, or choose another rule set."),
+    "EXCLUDED_DRUG": (
+        "The drug is not billed by this rule set, or the order names none.",
+        "Bill it as equipment and supplies, or choose another rule set; name the drug in orders.csv.",
+    ),
     "ROUTE_NOT_SC": ("The order's route is not subcutaneous.", "Choose the rule set of its route."),
     "HOME_SETTING_USE_PER_DIEM": ("Place of service 12: the home.", "Most payers want per-diem or equipment billing; the contract wins."),
     "TOTALS_DISAGREE": (

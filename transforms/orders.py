@@ -34,6 +34,8 @@ COLUMNS = (
 )
 _NEEDED = ("pump_id", "patient_id", "order_id", "rule_set", "tz", "start")
 _SAME_FOR_AN_ORDER = ("patient_id", "drug", "route", "payer", "rule_set", "place_of_service", "tz")
+_ROUTES = {"sc": "SC", "iv": "IV", "intravenous": "IV"}
+"""Those that rules ask for, in small letters; others are kept as they are."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE = datetime(1970, 1, 1)  # noqa: DTZ001 - local times carry no zone
 _MINUTE_MS = 60_000
@@ -203,6 +205,7 @@ def _order(row: dict[str, str | None], rule_sets: Collection[str]) -> Order:
     place = value["place_of_service"]
     if place and not (place.isascii() and place.isdigit() and len(place) == 2):
         raise ValueError("place_of_service is two digits or empty")
+    value["route"] = _ROUTES.get(value["route"].lower(), value["route"])
     start, stop = _instant(value.pop("start"), "start"), value.pop("stop")
     stop_ms = _instant(stop, "stop") if stop else None
     if stop_ms is not None and stop_ms <= start:

@@ -109,8 +109,9 @@ class RuleSet:
         return self.in_force_from <= day and (self.in_force_to is None or day <= self.in_force_to)
 
     def excludes(self, drug: str) -> bool:
-        """Whether a drug is on its list: any listed word as a word of the drug's name."""
-        return not _words(drug).isdisjoint(self.excluded_drugs)
+        """Whether a drug is on its list: any listed word as a word of the drug's name. One that is not named may be on it."""
+        words = _words(drug)
+        return not words.isdisjoint(self.excluded_drugs) if words else bool(self.excluded_drugs)
 
     def limit_ml_h(self, drug: str) -> float | None:
         """The therapy's rate limit, where the rule set gives one."""

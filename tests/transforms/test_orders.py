@@ -50,6 +50,23 @@ def test_a_row_is_read_as_it_stands():
 
 
 @pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("sc", "SC"),
+        ("Sc", "SC"),
+        ("iv", "IV"),
+        ("intravenous", "IV"),
+        ("", ""),
+        ("im", "im"),
+        ("IVPB", "IVPB"),
+        ("Subcutaneous", "Subcutaneous"),
+    ],
+)
+def test_a_route_is_known_however_it_is_written(written, read):
+    assert parse(text({"route": written}), KNOWN).all[0].route == read
+
+
+@pytest.mark.parametrize(
     ("row", "why"),
     [
         *(({name: "  "}, f"line 2: {name} is empty") for name in ("pump_id", "patient_id", "order_id", "rule_set", "tz", "start")),

@@ -266,7 +266,8 @@ def test_a_rule_set_is_read_as_it_is_written():
         ("INSULIN aspart", True, None, None, None),
         ("(insulin)", True, None, None, None),
         ("insulins", False, None, None, None),
-        ("", False, None, None, None),
+        ("", True, None, None, None),
+        ("?", True, None, None, None),
     ],
 )
 def test_a_drug_is_known_by_its_words(drug, excluded, limit, continuous, intermittent):
@@ -276,6 +277,10 @@ def test_a_drug_is_known_by_its_words(drug, excluded, limit, continuous, intermi
     assert rules.limit_ml_h(drug) == limit
     assert rules.day_code(drug, continuous=True) == continuous
     assert rules.day_code(drug, continuous=False) == intermittent
+
+
+def test_a_rule_set_that_excludes_no_drug_covers_what_names_none():
+    assert rule_sets()["evidence-only"].covers("SC", "")
 
 
 def test_a_rule_set_covers_the_routes_that_it_names_and_any_where_it_names_none():
