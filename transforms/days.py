@@ -12,7 +12,7 @@ import pyarrow as pa
 from transforms import tables
 from transforms.block import Ints
 from transforms.codes import BIT, named
-from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
+from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of, number_of
 from transforms.groups import Bools, begins, covered, either, expand, has
 from transforms.orders import local
 
@@ -98,6 +98,7 @@ def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date,
     mine = mine[spans.what[mine] == INFUSING]
     days = np.arange(encounters.day[encounter], encounters.last_day[encounter] + 1)
     order = int(encounters.order[encounter])
+    set_up = np.clip([number_of(local(at, terms.orders[order].zone).date()) for at in counting[:1]], days[0], days[-1]).tolist()
     low, high = terms.midnights(days, np.full(len(days), order))
     before_ms, before = 0, dict.fromkeys(units_of_all, 0)
     for number, (begin, end) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
@@ -109,7 +110,7 @@ def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date,
         units = {code: reached.get(code, 0) - before[code] for code in units_of_all if reached.get(code, 0) > before[code]}
         if setup is not None and setup.code in units_of_all:
             units.pop(setup.code, None)
-            if counting and local(counting[0], terms.orders[order].zone).date() == day:
+            if int(days[number]) in set_up:
                 units[setup.code] = units_of_all[setup.code]
         before = {code: max(n, reached.get(code, 0)) for code, n in before.items()}
         yield day, minutes, units

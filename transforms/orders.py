@@ -173,6 +173,9 @@ def _parsed(reader: csv.DictReader[str], rule_sets: Collection[str], name: str) 
         raise InputError(
             f"{name} lacks the columns {', '.join(missing)}.", do=f"Its first line must name {', '.join(COLUMNS)}.", code="orders"
         )
+    twice = [column for column in COLUMNS if (reader.fieldnames or []).count(column) > 1]
+    if twice:
+        raise InputError(f"{name} names the columns {', '.join(twice)} twice.", do="Leave one of each.", code="orders")
     orders: list[tuple[int, Order]] = []
     wrong: list[str] = []
     for row in reader:

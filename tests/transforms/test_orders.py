@@ -114,6 +114,12 @@ def test_a_file_is_refused_whole_with_every_error():
         parse(text({"tz": ""}), KNOWN, name="other.csv")
 
 
+def test_a_column_that_is_named_twice_is_refused():
+    with pytest.raises(InputError, match=r"orders\.csv names the columns start twice"):
+        parse(text({}, columns=(*COLUMNS, "start")), KNOWN)
+    assert len(parse(text({}, columns=(*COLUMNS, "remark", "remark")), KNOWN).all) == 1
+
+
 FIRST = {"stop": "2026-03-02T08:00:00Z"}
 
 

@@ -127,6 +127,16 @@ def test_where_lines_split_at_midnight_a_set_up_stands_on_its_own_date(second, d
     assert [(line["service_date"].day, line["units"]) for line in split if line["code"] == "96371"] == [(day, 1)]
 
 
+def test_where_lines_split_at_midnight_a_set_up_of_the_evening_before_is_not_lost():
+    known = orders({}, {"pump_id": "canonical:B2"})
+    first, second = [*new_setup(15 * 60), *infusion(17 * 60, 60)], [*new_setup(15 * 60 + 30), *infusion(19 * 60, 60)]
+    whole, split = (
+        sorted((line["service_date"].day, line["code"], line["units"]) for line in billed_with(rules, *first, known=known, other=second))
+        for rules in (changed(), changed(midnight='"split_by_day"'))
+    )
+    assert split == whole == [(3, "96369", 1), (3, "96370", 1), (3, "96371", 1)]
+
+
 @pytest.mark.parametrize(("order", "reason"), [({"route": "IV"}, "IV_SAME_ENCOUNTER"), ({}, "SECOND_ORDER_SAME_DAY")])
 @pytest.mark.parametrize(("begins", "held"), [(25 * 60, True), (41 * 60, False)])
 def test_where_lines_split_at_midnight_another_order_holds_them_on_each_of_their_dates(order, reason, begins, held):
