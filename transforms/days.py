@@ -83,10 +83,14 @@ def days_of(spans: Spans) -> Days:
     for what in (INFUSING, UNKNOWN):
         mine = spans.what[piece] == what
         lasts.append(covered(group[mine], begin[mine], end[mine], len(order)))
-    one_each = begins(group, owner)
     long = (spans.ints("continuous_s") > 0) & (spans.ints("span_s") >= 86_400)
     continuous = has(group, long[owner], len(order))
-    return Days(spans, order, date_, low, high, group[one_each], owner[one_each], lasts[0], lasts[1], continuous)
+    # Less than a second of delivery past midnight makes no day of therapy.
+    kept = (lasts[0] >= 1000) | (lasts[1] > 0)
+    one_each = begins(group, owner) & kept[group]
+    of_member = (np.cumsum(kept) - 1)[group[one_each]]
+    order, date_, low, high, infusing, unknown = (column[kept] for column in (order, date_, low, high, *lasts))
+    return Days(spans, order, date_, low, high, of_member, owner[one_each], infusing, unknown, continuous[kept])
 
 
 def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date, int, dict[str, int]]]:

@@ -55,6 +55,25 @@ def test_per_diem_over_24_hours_is_continuous_on_each_date_it_touches():
     assert all(day["continuous"] for day in given.rows("days"))
 
 
+@pytest.mark.parametrize(("beyond_ms", "days"), [(0, [2]), (999, [2]), (1000, [2, 3])])
+@pytest.mark.parametrize("other", [0, 200])
+def test_per_diem_asks_for_a_whole_second_of_a_date(beyond_ms, days, other):
+    last = {"pump_time": f"2026-03-03T00:00:{beyond_ms / 1000:06.3f}", "kind": "delivery_stop"}
+    events = [*infusion(0, 20)[:other], event(15 * 60, "delivery_start"), last, *infusion(24 * 60 * 2, 20)[:other]]
+    given = log(*events, known=orders(rule_set="per-diem"))
+    wanted = [*days, *([4] if other else [])]
+    assert [(line["service_date"].day, line["state"]) for line in given.rows("lines")] == [(day, "ready") for day in wanted]
+    assert [day["date"].day for day in given.rows("days")] == wanted
+    assert all(sum(entry["seconds"] for entry in line["ledger"]) // 60 == line["minutes"] for line in given.rows("lines"))
+
+
+def test_per_diem_shows_a_date_of_less_than_a_second_that_nothing_proves():
+    first = {"pump_time": "2026-03-02T23:59:59.800", "kind": "delivery_start"}
+    again = {"pump_time": "2026-03-03T00:00:00.200", "kind": "delivery_start"}
+    given = log(first, again, event(16 * 60 + 10, "delivery_stop"), known=orders(rule_set="per-diem"))
+    assert [(line["service_date"].day, line["state"]) for line in given.rows("lines")] == [(2, "hold"), (3, "hold")]
+
+
 @pytest.mark.parametrize(
     ("says", "order", "begins", "held"),
     [
