@@ -214,6 +214,8 @@ class _Asked:
         if len(found) > 1:
             raise _several("deliveries without a stop", [f"{event}, from {_shown(piece)}" for event, piece in sorted(found.items())])
         (piece,) = found.values()
+        if piece["patient_id"] is None:
+            raise _NO_ORDER
         own = [row for row in rows if row["session_id"] == piece["session_id"]] or rows
         text = self._time(argument, piece)
         if self._base(piece["pump_id"]).lasts(piece["event_id"], text) is None:
@@ -321,9 +323,7 @@ class _Asked:
             raise InputError("An event is of no line by itself.", do="Name its line, item or session.", code="event")
         patient = self.row["patient_id"]
         if patient is None:
-            raise InputError(
-                "This belongs to no patient.", why="No order was in force.", do="Add the order to orders.csv first.", code="no_order"
-            )
+            raise _NO_ORDER
         session = {"session": self.whole, "set-up": self.row.get("session_id")}.get(self.kind)
         found = [case for case in self._of(patient) if self._means(case, session)]
         if not found:
@@ -349,6 +349,9 @@ class _Asked:
         return self._cases
 
 
+_NO_ORDER = InputError(
+    "This belongs to no patient.", why="No order was in force.", do="Add the order to orders.csv first.", code="no_order"
+)
 _NOT_HERE: Mapping[str, InputError] = {
     SITE: InputError(
         "There is no set-up here whose site is open.",

@@ -454,6 +454,21 @@ def test_a_biller_decides_releases_and_sees_amendments_on_the_command_line(tmp_p
     assert "decisions" in run("explain", ident, *at)
 
 
+@pytest.mark.parametrize("argument", ["2026-03-02T08:30:00", "2026-03-02T08:30:00Z"])
+@pytest.mark.parametrize("kind", ["session", "event", "item"])
+def test_a_delivery_of_nobody_has_no_stop_to_confirm_and_it_is_said_why(tmp_path, kind, argument):
+    root = fresh(tmp_path / "lake", capture(numbered(UNENDED), anchor=anchor(100)))
+    path = order_file(tmp_path)
+    path.write_text(path.read_text().replace(PUMP, "canonical:other"))
+    night.nightly(root, orders_file=path)
+    lake = Lake.open(root)
+    (session,) = lake.read("sessions", tables.SESSIONS).to_pylist()
+    named = {"session": session["session_id"], "event": session["first_event"], "item": items(root, "UNASSIGNED_PUMP")[0]["item_id"]}[kind]
+    with pytest.raises(InputError, match="belongs to no patient"):
+        review.decide(root, named, "stop", argument=argument, by="ana")
+    assert people.decisions(lake) == []
+
+
 def of_the_demo(folder: Path) -> Path:
     demo.run(folder, lambda _: None, lambda _: None)
     return folder / "lake"
