@@ -230,6 +230,9 @@ class _Asked:
     def _time(self, argument: str, piece: _Row) -> str:
         try:
             moment = datetime.fromisoformat(argument)
+            # The years at both ends of a calendar cannot be told in every zone.
+            if not 2 <= moment.year <= 9998:
+                raise ValueError
         except ValueError:
             raise InputError(f"{argument!r} is no time.", do="Give one such as 2026-03-08T14:30:00Z.", code="time") from None
         if piece["from_utc"] is None:

@@ -181,8 +181,9 @@ def test_a_stop_outside_of_the_piece_names_its_bounds_and_several_pieces_are_lis
     root = lake_of(tmp_path, capture(numbered(UNENDED), anchor=anchor(6000)))
     with pytest.raises(InputError, match=r"2026-03-02T08:00:00Z at the earliest and 2026-03-02T09:00:00Z at the latest"):
         review.decide(root, items(root, "NO_STOP")[0]["item_id"], "stop", argument="2026-03-02T09:30:00Z", by="ana")
-    with pytest.raises(InputError, match="is no time"):
-        review.decide(root, items(root, "NO_STOP")[0]["item_id"], "stop", argument="soon", by="ana")
+    for beyond in ("soon", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "0001-01-01T00:00:00"):
+        with pytest.raises(InputError, match="is no time"):
+            review.decide(root, items(root, "NO_STOP")[0]["item_id"], "stop", argument=beyond, by="ana")
     (tmp_path / "two").mkdir()
     twice = lake_of(tmp_path / "two", capture(numbered([UNENDED[0], event(30, "delivery_start"), *UNENDED[1:]]), anchor=anchor(6000)))
     with pytest.raises(InputError, match="Several deliveries without a stop"):
