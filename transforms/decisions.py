@@ -353,6 +353,11 @@ class Case:
         if void:
             self._void.add(line["line_id"])
 
+    @property
+    def void_head(self) -> set[str] | None:
+        """The decisions on its head, where one of them voids it; it may be among the lines no more."""
+        return self._rests.get(self.head, set()) if self.head is not None and self.head in self._void else None
+
     def settle(self) -> None:
         """Reasons, state, explanation and decisions of its lines."""
         common = {code for code in self.codes if code in self.holding and code not in ALWAYS_HOLD}
@@ -363,12 +368,11 @@ class Case:
             line["explanation"] = self.say(line["reasons"])
             cleared = {decision.decision_id for code, decision in self.cleared.items() if code in own}
             line["decisions"] = sorted(self.shaped | cleared | self._rests.get(line["line_id"], set()))
-        # A head that is void may be among the lines no more: then its void is among what was released.
-        stopped = self.head in self._void or any(line["line_id"] == self.head and line["state"] != "ready" for line in self.lines)
-        of_head = {decision for line in self.lines if line["line_id"] == self.head for decision in line["decisions"]}
-        of_head |= self._rests.get(self.head or "", set())
+        of_head = self.void_head
+        if of_head is None:
+            of_head = next((set(one["decisions"]) for one in self.lines if one["line_id"] == self.head and one["state"] != "ready"), None)
         for line in self.lines:
-            if stopped and line["state"] == "ready":
+            if of_head is not None and line["state"] == "ready":
                 line["state"], line["reasons"] = "hold", [HEADLESS]
                 line["explanation"] = self.say(line["reasons"])
                 line["decisions"] = sorted({*line["decisions"], *of_head})
@@ -510,7 +514,10 @@ class _Taken:
         """The released rows, and those that void them."""
         for void in self._voids:
             owner, instead = self._owner[void["supersedes"]], self._instead.get(void["supersedes"])
-            if instead is not None:
+            if instead is not None and owner.void_head is not None:
+                # What only goes with a line that a reviewer voids is cancelled with it, and nothing follows it.
+                void["decisions"] = sorted({*void["decisions"], *owner.void_head})
+            elif instead is not None:
                 void["reasons"] = instead["reasons"]
             elif void["supersedes"] not in self._agreed and AMENDED not in owner.cleared:
                 void["reasons"] = [AMENDED]

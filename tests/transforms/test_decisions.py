@@ -628,19 +628,25 @@ def test_a_line_that_is_gone_leaves_a_void_that_the_next_release_takes_once_clea
     assert one.items("AMENDED_AFTER_RELEASE") == []
 
 
-def test_a_further_hour_is_never_released_again_without_the_initial_one_that_was_voided():
+@pytest.mark.parametrize("cleared", [True, False])
+def test_a_further_hour_goes_with_the_initial_one_that_was_voided_after_its_release(cleared):
     one = desk(*infusion(0, 151))
     one.release()
     (initial,) = one.lines(code="96369")
     voided = one.line("void", initial)
+    if cleared:
+        one.clear("AMENDED_AFTER_RELEASE")
+    (further,) = one.lines(code="96370", revision=2)
+    assert (further["state"], further["reasons"]) == ("hold", ["ADDON_WITHOUT_INITIAL" if cleared else "AMENDED_AFTER_RELEASE"])
+    taken = one.release()
+    assert sorted((row["code"], row["state"]) for row in taken) == [("96369", "void"), ("96370", "void")]
+    assert all(voided.decision_id in row["decisions"] for row in taken)
     one.clear("AMENDED_AFTER_RELEASE")
-    assert [(line["state"], line["reasons"]) for line in one.lines(code="96370", revision=2)] == [("hold", ["ADDON_WITHOUT_INITIAL"])]
-    assert [row["code"] for row in one.release()] == ["96369"]
-    assert {line["state"] for line in one.lines(code="96370", release_id=None)} == {"void", "hold"}
-    one.line("void", one.lines(code="96370", state="hold")[0])
-    assert [(row["code"], row["state"]) for row in one.release()] == [("96370", "void")]
+    assert one.release() == []
     one.undo(voided)
     assert not [line for line in one.lines() if line["state"] == "ready"]
+    one.clear("AMENDED_AFTER_RELEASE")
+    assert sorted((row["code"], row["state"]) for row in one.release()) == [("96369", "ready"), ("96370", "ready")]
 
 
 def test_an_encounter_that_is_gone_is_still_on_the_worklist():
