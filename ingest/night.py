@@ -547,10 +547,10 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
     return {"bucket": bucket, "patients": len(due)}
 
 
-def _patients(lake: Lake, bucket: int, known: Orders, taken: pa.Table) -> list[str]:
-    """Those that have an order, and those of whom lines were released."""
-    every = sorted({*known.patients(), *taken["patient_id"].to_pylist()})
-    return [patient for patient in every if lake.bucket_of(patient) == bucket]
+def _patients(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision], taken: pa.Table) -> list[str]:
+    """Those that have an order, and those about whom somebody decided, or of whom lines were released."""
+    every = {*known.patients(), *taken["patient_id"].to_pylist(), *(one.patient_id for one in decided)} - {None}
+    return [patient for patient in sorted(every) if lake.bucket_of(patient) == bucket]
 
 
 def _bill_inputs(
@@ -567,7 +567,7 @@ def _bill_inputs(
     for row in taken.select(["patient_id", "pump_ids", "line_id", "revision", "release_id"]).to_pylist():
         for name in (_PATIENT + row["patient_id"], *(_PUMP + pump for pump in row["pump_ids"])):
             rows_of.setdefault(name, []).append((row["line_id"], row["revision"], row["release_id"]))
-    for patient in _patients(lake, bucket, known, taken):
+    for patient in _patients(lake, bucket, known, decided, taken):
         mine = known.of_patient(patient)
         rules = sorted({rule_sets()[order.rule_set].sha256 for order in mine})
         rows = [order for own in sorted({order.order_id for order in mine}) for order in known.of_id(own)]

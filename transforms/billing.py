@@ -85,7 +85,7 @@ def _settle(book: _Book, review: Review, orders: Orders, people: set[str], patie
         rows += review.settle(patient, mine, {order.pump_id for order in orders.of_patient(patient)})
         for case in mine:
             work.case(case)
-        work.decisions(mine, review.shaping(patient), review.lapsed(patient))
+        work.decisions(mine, review.shaping(patient), review.lapsed(patient) + review.adrift(patient, mine))
         cases += mine
     lines = pa.concat_tables([book.lines.filter(pa.array(plain[book.line_holder])), rows_to_table(tables.LINES, rows)])
     items = pa.concat_tables([book.items(np.flatnonzero(plain), work), work.table()])

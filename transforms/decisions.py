@@ -402,6 +402,13 @@ class Review:
         """The decisions that no longer shape the facts of a patient's pumps."""
         return [one for one in self._decided.get(patient_id, ()) if one.action in SHAPING and one.decision_id not in self._applied]
 
+    def adrift(self, patient_id: str, cases: Collection[Case]) -> list[Decision]:
+        """The holds and voids of a patient that are about none of these any more: an order was corrected, or what they stopped went."""
+        encounters = {case.encounter_id for case in cases}
+        sessions = {session for case in cases for session in case.session_ids}
+        mine = [one for one in self._decided.get(patient_id, ()) if one.action in (HOLD, VOID)]
+        return [one for one in mine if one.encounter_id not in encounters and sessions.isdisjoint(one.session_ids)]
+
     def shaping(self, patient_id: str) -> list[Decision]:
         """Those that do."""
         return [one for one in self._decided.get(patient_id, ()) if one.decision_id in self._applied]

@@ -66,7 +66,7 @@ class Worklist:
         return said
 
     def decisions(self, cases: list[Case], shaping: Iterable[Decision], lapsed: Iterable[Decision]) -> None:
-        """What decisions about facts answered, and which of them no longer hold."""
+        """What decisions about facts answered, and which of them, or of those about lines that are no more, no longer hold."""
         for one in shaping:
             code, case = ANSWERS[one.action], _case_of(one, cases)
             if case is not None and identify("item", code, case.encounter_id) not in self.items:
@@ -78,7 +78,8 @@ class Worklist:
             about = case.about if case is not None else {"patient_id": one.patient_id, "pump_id": one.pump_id}
             says, does = _no_longer(one), f" pumpledger decide undo {one.decision_id} --by YOU"
             self._item(DECISION_LAPSED, one.decision_id, says=says, does=does, **about)
-            item = self.items.get(identify("item", ANSWERS[one.action], case.encounter_id)) if case is not None else None
+            answers = ANSWERS.get(one.action)
+            item = self.items.get(identify("item", answers, case.encounter_id)) if case is not None and answers is not None else None
             if item is not None:
                 item["message"] += says
 

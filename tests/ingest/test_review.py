@@ -315,6 +315,19 @@ def test_what_was_released_stays_when_its_order_and_its_session_are_no_more(tmp_
     assert explain.explain(Lake.open(root), lines(root, patient_id="pt-1")[0]["line_id"])["line"]["earlier_revisions"] == [0]
 
 
+def test_a_hold_on_a_patient_who_has_no_order_any_more_stays_on_the_worklist(tmp_path):
+    root = lake_of(tmp_path, *READY)
+    held = review.decide(root, lines(root)[0]["line_id"], "hold", by="ana").decision
+    path = order_file(tmp_path)
+    path.write_text(path.read_text().replace("pt-1", "pt-2").replace("ord-1", "ord-2"))
+    night.nightly(root, orders_file=path)
+    (item,) = items(root, "DECISION_LAPSED")
+    assert (item["patient_id"], item["state"]) == ("pt-1", "open")
+    assert not night.stale(root)
+    review.undo(root, held.decision_id, by="ana")
+    assert items(root, "DECISION_LAPSED") == []
+
+
 @pytest.mark.parametrize("what", ["figures", "chain", "rows", "gone", "unnamed"])
 def test_verify_finds_releases_that_were_changed_behind_our_back(tmp_path, what):
     root = lake_of(tmp_path, *READY)

@@ -544,6 +544,24 @@ def test_a_void_that_lapsed_holds_until_somebody_looks():
     assert one.items("DECISION_LAPSED") == []
 
 
+@pytest.mark.parametrize("action", ["hold", "void"])
+@pytest.mark.parametrize("corrected", [{"order_id": "ord-9"}, {"patient_id": "pt-2"}, {"patient_id": "pt-2", "order_id": "ord-9"}])
+def test_a_hold_or_void_that_a_corrected_order_left_without_a_line_is_told_until_it_is_taken_back(action, corrected):
+    one = desk(*infusion(0, 95))
+    taken = one.line(action, one.lines(code="96369")[0])
+    assert one.items("DECISION_LAPSED") == []
+    one.known = orders(**corrected)
+    (item,) = one.items("DECISION_LAPSED")
+    assert (item["patient_id"], item["state"]) == ("pt-1", "open")
+    assert f"{action}) no longer holds" in item["message"]
+    assert f"decide undo {taken.decision_id}" in item["suggestion"]
+    one.known = orders()
+    assert one.items("DECISION_LAPSED") == []
+    one.known = orders(**corrected)
+    one.undo(taken)
+    assert one.items("DECISION_LAPSED") == []
+
+
 def test_a_note_is_shown_and_changes_nothing():
     one = desk(*infusion(0, 95))
     case = one.case()
