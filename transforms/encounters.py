@@ -210,14 +210,14 @@ def spans_of(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet]) -> 
     own = [next((o for o in orders.of_id(name) if o.pump_id == pump_id), None) for name, pump_id in pairs]
     terms = Terms({one.order_id for one in own if one is not None}, orders, rule_sets)
     rank = np.array([-1 if one is None else terms.rank[one.order_id] for one in own], dtype=np.int64)[which]
-    begins_at = np.array([0 if one is None else one.start_ms for one in own], dtype=np.int64)[which]
-    rows, begins_at, rank = rows[rank >= 0], begins_at[rank >= 0], rank[rank >= 0]
+    rows, rank = rows[rank >= 0], rank[rank >= 0]
 
     start = milliseconds(sessions["start"])[rows]
     printed = milliseconds(sessions["printed_start"])[rows]
     known = start != NONE
     for at in np.flatnonzero(~known).tolist():
-        start[at] = begins_at[at] if printed[at] == NONE else _read(int(printed[at]), terms.orders[rank[at]])
+        # Without either time no order is found, so that one is there.
+        start[at] = _read(int(printed[at]), terms.orders[rank[at]])
     names = pc.rank(sessions["session_id"], tiebreaker="first").to_numpy()[rows].astype(np.int64)
     by = np.lexsort((names, start, terms.patient[rank]))
     rows, start, printed, known, rank = rows[by], start[by], printed[by], known[by], rank[by]
@@ -246,7 +246,7 @@ def spans_of(facts: Facts, orders: Orders, rule_sets: Mapping[str, RuleSet]) -> 
         order=rank,
         start=start,
         stop=stop,
-        day=np.where(~known & (printed != NONE), printed // _DAY_MS, first_day),
+        day=np.where(known, first_day, printed // _DAY_MS),
         first_day=first_day,
         last_day=terms.days(stop, rank),
         bounds=bounds,
