@@ -133,6 +133,15 @@ def test_a_long_piece_overlaps_what_begins_in_it_whatever_ended_meanwhile():
     assert held(given) == {("ord-1", 2): {"OVERLAPPING_PUMPS", "SECOND_ORDER_SAME_DAY"}, ("ord-3", 3): {"SECOND_ORDER_SAME_DAY"}}
 
 
+def test_pumps_that_infuse_at_once_of_an_order_billed_by_the_day_hold_nobody():
+    known = orders(
+        {"rule_set": "per-diem"}, {"rule_set": "per-diem", "pump_id": A2}, {"pump_id": A3, "order_id": "ord-3", "patient_id": "pt-3"}
+    )
+    given = pumps(infusion(0, 60), infusion(30, 60), infusion(0, 60), known=known)
+    assert held(given) == {("ord-1", 2): set(), ("ord-3", 2): set()}
+    assert given.codes() == set()
+
+
 # --- what was cleared, and what opens it again --------------------------------------------------------------------------------------
 
 
