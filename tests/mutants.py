@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -209,6 +210,14 @@ def _ours_anew() -> None:
         del sys.modules[name]
 
 
+def _loaded(tests: Sequence[str]) -> None:
+    """Loads what others wrote and these tests use, so that no child has to: half of the time of a mutant that is soon killed."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        pytest.main([*(str(ROOT / one) for one in tests), "-q", "--collect-only", "-p", "no:cacheprovider", "-p", "no:xdist"])
+    gc.collect()
+    gc.freeze()
+
+
 def chosen() -> list[int]:
     """The numbers of encounters that together meet every fault and boundary `OFTEN` times."""
     oracle, met, found = importlib.import_module("tests.oracle"), Counter[str](), []
@@ -366,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     taken = sampled(every, asked.sample, asked.seed)
     tests = asked.tests or TESTS
     begun = time.monotonic()
+    _loaded(tests)
     compare = None
     if not asked.suite:
         numbers = chosen()
