@@ -33,8 +33,17 @@ class Desk:
     known: Orders = field(default_factory=orders)
     decided: list[Decision] = field(default_factory=list)
     released: list[dict[str, Any]] = field(default_factory=list)
+    _last: tuple[Any, Any] = (None, None)
 
     def settled(self) -> tuple[Given, list[Case]]:
+        """What all this gives; reckoned anew once any of it is another."""
+        all_this = ([one.sha256 for one in self.captures], self.known, [*self.decided], [*self.released])
+        if self._last[0] != all_this:
+            self._last = (all_this, self._settled())
+        found: tuple[Given, list[Case]] = self._last[1]
+        return found
+
+    def _settled(self) -> tuple[Given, list[Case]]:
         by_pump: dict[str, list[Capture]] = {}
         for one in self.captures:
             by_pump.setdefault(one.pump_id, []).append(one)
