@@ -170,6 +170,10 @@ def test_orders_are_found_by_pump_by_id_and_by_patient():
     assert [one.order_id for one in known.of_patient("pt-1")] == ["ord-0", "ord-1", "ord-1"]
     assert known.patients() == ["pt-1", "pt-2"]
     assert known.of_pump("canonical:Z9") == known.of_id("ord-9") == known.of_patient("pt-9") == []
+    some = known.of_pumps(["canonical:C3", "canonical:A1", "canonical:Z9"])
+    assert some.all == (*known.all[:2], known.all[3])
+    assert [one.order_id for one in some.of_patient("pt-1")] == ["ord-0", "ord-1", "ord-1"]
+    assert some.of_patient("pt-2") == []
 
 
 def test_the_order_in_force_is_that_of_the_instant_from_its_start_up_to_its_stop():
