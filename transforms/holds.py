@@ -72,7 +72,7 @@ def reach(reaches: Iterable[Reach], order: Ints, first: Ints, last: Ints) -> Int
 
 
 def _day(instant_ms: int, order: Order) -> int:
-    return int(local_ms(np.array([instant_ms], dtype=np.int64), order.zone)[0] // _DAY_MS)
+    return int(local_ms(np.array([instant_ms], dtype=np.int64), order.zone)[0]) // _DAY_MS
 
 
 class Holds:
@@ -134,7 +134,7 @@ class Holds:
         add("KVO_EXCLUDED", spans.ints("kvo_s") > 0)
         add("ALARM_PAUSE_EXCLUDED", spans.ints("alarm_s") > 0)
         limits = [self.terms.rules_of(n).limit_ml_h(order.drug) for n, order in enumerate(self.terms.orders)]
-        limit = np.array([np.inf if one is None else one for one in limits], dtype=np.float64)[spans.order]
+        limit = np.array(limits, dtype=np.float64)[spans.order]  # NaN where there is none: no rate is above it.
         fastest = spans.facts.sessions["max_rate_ml_h"].fill_null(0.0).to_numpy()[spans.row]
         add("RATE_ABOVE_THERAPY_LIMIT", fastest > limit)
         self._add("GAP_OVER_LIMIT", eligible & (np.diff(encounters.bounds) > 1))
