@@ -316,8 +316,7 @@ class Encounters:
         """Whole minutes of delivery: seconds first, what two pumps gave at once a single time, then minutes, once."""
         spans, (owner, piece) = self.spans, self.pieces
         stretch, _ = words(spans.facts.sessions["stretch"])
-        log = (spans.pump[0] * (stretch.max(initial=0) + 1) + stretch[spans.row])[spans.owner[piece]]
-        firsts, logs = distinct(owner, log)
+        firsts, logs = distinct(owner, stretch[spans.row[spans.owner[piece]]])
         low, high = spans.low[piece], spans.high[piece]
         apart = total(owner[firsts], covered(logs, low, high, len(firsts)), len(self))
         twice = apart - covered(owner, low, high, len(self))
