@@ -206,45 +206,35 @@ LOST = event(1440, "clock_change", reason="loss", new=at(1440))
 LATER = infusion(1450, 40)
 
 
+SET = event(1441, "clock_change", old=at(1441), new=at(1501))
+HALT = event(1440, "alarm_raised", alarm_class="clock_lost")
+
+
 @pytest.mark.parametrize(
-    ("says", "facts", "offset"),
+    ("says", "first", "second", "anchors", "gone", "offset"),
     [
-        ("over a hole", stretches(infusion(0, 40), LATER, (5, 1500, 1740)), 240),
-        ("nothing behind it has an anchor", stretches(infusion(0, 40), LATER), None),
-        ("it has one of its own", stretches(infusion(0, 40), LATER, (2, 45, 50), (5, 1500, 1740)), None),
-        ("only it has one", stretches(infusion(0, 40), LATER, (2, 45, 50)), None),
-        ("over a loss", stretches(infusion(0, 40), [LOST, *LATER], (5, 1500, 1740), gone=False), 240),
-        (
-            "lost by an alarm",
-            stretches(infusion(0, 40), [event(1440, "alarm_raised", alarm_class="clock_lost"), *LATER], (5, 1500, 1740), gone=False),
-            240,
-        ),
-        (
-            "over a loss after which it was set",
-            stretches(
-                infusion(0, 40),
-                [LOST, event(1441, "clock_change", old=at(1441), new=at(1501)), *infusion(1510, 40)],
-                (6, 1560, 1800),
-                gone=False,
-            ),
-            240,
-        ),
+        ("over a hole", infusion(0, 40), LATER, [(5, 1500, 1740)], True, 240),
+        ("nothing behind it has an anchor", infusion(0, 40), LATER, [], True, None),
+        ("it has one of its own", infusion(0, 40), LATER, [(2, 45, 50), (5, 1500, 1740)], True, None),
+        ("only it has one", infusion(0, 40), LATER, [(2, 45, 50)], True, None),
+        ("over a loss", infusion(0, 40), [LOST, *LATER], [(5, 1500, 1740)], False, 240),
+        ("lost by an alarm", infusion(0, 40), [HALT, *LATER], [(5, 1500, 1740)], False, 240),
+        ("over a loss after which it was set", infusion(0, 40), [LOST, SET, *infusion(1510, 40)], [(6, 1560, 1800)], False, 240),
         (
             "over a hole behind which it was set",
-            stretches(
-                infusion(0, 40),
-                [event(1440, "other"), event(1441, "clock_change", old=at(1441), new=at(1501)), *infusion(1510, 40)],
-                (7, 1560, 1800),
-            ),
+            infusion(0, 40),
+            [event(1440, "other"), SET, *infusion(1510, 40)],
+            [(7, 1560, 1800)],
+            True,
             300,
         ),
-        ("it would end as the next begins", stretches(infusion(0, 40), [event(40, "other"), *LATER], (6, 1500, 1740)), 240),
-        ("the next begins before, by the clock it was set to", stretches(infusion(0, 40), infusion(10, 40), (5, 60, 300)), None),
-        ("it stepped back and the next begins later in UTC", stretches(infusion(DAY, 40), infusion(10, 40), (4, 60, 60), gone=False), None),
+        ("up to another record", [*infusion(0, 40), event(40, "other")], LATER, [(6, 1500, 1740)], True, 240),
+        ("the next begins before, by the clock it was set to", infusion(0, 40), infusion(10, 40), [(5, 60, 300)], True, None),
+        ("it stepped back and the next begins later in UTC", infusion(DAY, 40), infusion(10, 40), [(4, 60, 60)], False, None),
     ],
 )
-def test_the_offset_that_a_stretch_without_an_anchor_may_take(says, facts, offset):
-    assert confirmed(facts) == offset, says
+def test_the_offset_that_a_stretch_without_an_anchor_may_take(says, first, second, anchors, gone, offset):
+    assert confirmed(stretches(first, second, *anchors, gone=gone)) == offset, says
 
 
 def test_a_confirmed_clock_rests_on_the_records_of_its_stretch_and_on_the_offset():
