@@ -162,7 +162,6 @@ def run(
                     of_stretch[count, AFTER] = cut
                     count += 1
                     now, mark, shown, open_stretch = 0, NONE, NONE, True
-                    piece += 1
                 stretch[row] = count - 1
                 if reading == NONE or mark == NONE:
                     elapsed[row] = now

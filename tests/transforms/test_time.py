@@ -151,6 +151,19 @@ def test_a_reading_just_behind_a_clock_change_is_of_the_clock_as_it_was_set():
     assert [one[1] for one in told(read(log, (1, 2, 2)))] == ["exact", "exact", "corrected"]
 
 
+def test_what_lies_two_clock_changes_from_a_reading_is_not_exact_wherever_the_reading_was_made():
+    def change(minutes: float, by: float) -> dict[str, Any]:
+        return event(minutes, "clock_change", old=kit.at(minutes), new=kit.at(minutes + by))
+
+    log = [*others(0), change(10, 60), *others(75), change(80, 60), *others(145), change(150, 60), *others(215)]
+    qualities = {after: [quality for _, quality, _ in told(read(log, (after, shown, 0)))] for after, shown in ((2, 70), (4, 140), (6, 210))}
+    assert qualities == {
+        2: ["corrected", "corrected", "exact", "exact", "corrected", "corrected", "corrected"],
+        4: ["corrected", "corrected", "corrected", "corrected", "exact", "exact", "corrected"],
+        6: ["corrected", "corrected", "corrected", "corrected", "corrected", "corrected", "exact"],
+    }
+
+
 # --- elapsed time of the family's own -------------------------------------------------------------------------------------------------
 
 
