@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from devices.contract import Capture
+from ingest.night import rule_sets
 from tests import kit
 from tests.kit import anchor, at, capture, event, infusion, log, new_setup, numbered, orders
 from tests.transforms.test_decisions import UNENDED, Desk, desk
-from transforms import decisions, sessions
+from transforms import billing, decisions, sessions
 from transforms.decisions import Decision, Evidence
 
 A1, A2 = "canonical:A1", "canonical:A2"
@@ -487,3 +489,55 @@ def test_items_of_what_is_wholly_released_are_closed_and_open_again_with_an_amen
     assert [item["state"] for item in one.items("NEAR_THRESHOLD")] == ["closed"]
     one.captures = desk(*infusion(0, 91)).captures
     assert [item["state"] for item in one.items("NEAR_THRESHOLD")] == ["open"]
+
+
+# --- some patients alone, and therapy days --------------------------------------------------------------------------------------
+
+
+def billed(one: Desk, *patients: str) -> list[tuple[str, int, str]]:
+    """Patient, revision and state of each line, of these patients alone if any are named."""
+    facts = [one.base(pump) for pump in sorted({capture.pump_id for capture in one.captures})]
+    tables = (pa.concat_tables([getattr(of_pump, name) for of_pump in facts]) for name in ("sessions", "intervals", "setups", "doubts"))
+    found = billing.bill(billing.Facts(*tables), one.known, rule_sets(), {}, one.decided, one.released, patients or None)
+    return sorted((line["patient_id"], line["revision"], line["state"]) for line in found.lines.to_pylist())
+
+
+def test_of_some_patients_alone_lines_are_settled_as_of_all():
+    known = orders({}, {"pump_id": A2, "patient_id": "pt-2", "order_id": "ord-2"})
+    captures = [capture(numbered(infusion(0, 60)), pump=pump, anchor=anchor(600)) for pump in (A1, A2)]
+    one = Desk(captures, known)
+    one.release()
+    assert billed(one) == [("pt-1", 0, "released"), ("pt-2", 0, "released")]
+    assert billed(one, "pt-2") == [("pt-2", 0, "released")]
+    one.captures = [capture(numbered(infusion(0, 70)), pump=pump, anchor=anchor(600)) for pump in (A1, A2)]
+    amended = [("pt-1", 0, "released"), ("pt-1", 1, "void"), ("pt-1", 2, "hold")]
+    assert billed(one, "pt-1") == amended
+    assert billed(one) == amended + [("pt-2", *rest) for _, *rest in amended]
+    assert billed(one, "pt-9") == []
+
+
+def test_a_therapy_day_says_which_decisions_it_rests_on():
+    known = orders(rule_set="per-diem")
+    one = Desk([capture(numbered([*UNENDED, *infusion(DAY, 60)]), anchor=anchor(6000))], known)
+    assert {line["service_date"].day: line["state"] for line in one.lines()} == {2: "hold", 3: "ready"}
+    stopped = one.stop(45)
+    assert {line["service_date"].day: (line["state"], line["minutes"], line["decisions"]) for line in one.lines()} == {
+        2: ("ready", 65, [stopped.decision_id]), 3: ("ready", 60, []),
+    }  # fmt: skip
+
+
+def test_a_therapy_day_is_held_voided_and_released_as_any_line():
+    one = desk(*infusion(0, 60), *infusion(DAY, 60), known=orders(rule_set="per-diem"))
+    second, third = sorted(one.lines(), key=lambda line: line["service_date"])
+    held = one.line("hold", second)
+    assert {line["service_date"].day: (line["state"], line["reasons"]) for line in one.lines()} == {
+        2: ("hold", ["REVIEWER_HOLD"]),
+        3: ("ready", []),
+    }
+    (item,) = one.items("REVIEWER_HOLD")
+    assert (item["line_id"], item["service_date"].day, item["pump_id"]) == (second["line_id"], 2, A1)
+    assert [row["line_id"] for row in one.release()] == [third["line_id"]]
+    one.undo(held)
+    one.line("void", second)
+    assert {line["service_date"].day: line["state"] for line in one.lines()} == {2: "void", 3: "released"}
+    assert one.release() == []
