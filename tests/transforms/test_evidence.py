@@ -242,3 +242,52 @@ def test_no_time_of_another_pump_bounds_a_doubt():
     }
     told = [(row["pump_id"], row["code"], row["from_utc"].isoformat(), row["to_utc"]) for row in rows if row["pump_id"] not in names[1:3]]
     assert told == [(pump, "LOG_GAP", "2026-03-02T08:10:00+00:00", None) for pump in (names[0], names[3])]
+
+
+def test_a_doubt_says_what_it_is_about():
+    events = [
+        event(0, START),
+        event(10, "power_on"),
+        event(200, "data_gap"),
+        *infusion(300, 10),
+        event(320, "other"),
+        event(400, "data_gap"),
+    ]
+    given = give(capture(numbered(events), anchor=anchor(330, after_seq=6)), known=orders(start=at(100) + "Z"))
+    seq = {row["event_id"]: row["seq"] for row in given.rows("events")}
+    rows = given.rows("doubts")
+    first, second = sorted(given.rows("sessions"), key=lambda row: row["printed_start"])
+    assert {(row["code"], seq[row["event_id"]], row["session_id"], row["order_id"], row["patient_id"]) for row in rows} == {
+        ("NO_STOP", 1, first["session_id"], None, None), ("CLOCK_UNCERTAIN", 1, first["session_id"], None, None),
+        ("LOG_GAP", 4, None, None, None), ("LOG_GAP", 7, None, None, None), ("LOG_GAP", 4, second["session_id"], "ord-1", "pt-1"),
+    }  # fmt: skip
+    assert len({row["doubt_id"] for row in rows}) == 5
+    assert {row["pump_id"] for row in rows} == {"canonical:A1"}
+    until = {seq[row["event_id"]]: (row["from_utc"], row["to_utc"]) for row in rows if row["session_id"] is None}
+    assert until[4][0] is None
+    assert until[4][1].isoformat() == "2026-03-02T13:00:00+00:00"
+    assert (until[7][0].isoformat(), until[7][1]) == ("2026-03-02T13:20:00+00:00", None)
+
+
+def test_a_session_and_a_set_up_of_no_order_say_so():
+    given = log(*new_setup(-5), *infusion(0, 10), *new_setup(200), *infusion(205, 10), known=orders(start=at(100) + "Z"))
+    for name in ("sessions", "setups"):
+        rows = sorted(given.rows(name), key=lambda row: row["session_id"] is None or row["order_id"] is not None)
+        assert [(row["order_id"], row["patient_id"]) for row in rows] == [(None, None), ("ord-1", "pt-1")]
+    told = sorted(given.rows("sessions"), key=lambda row: row["start"])
+    assert {told[0][name] for name in ("payer", "drug", "route", "start_local", "stop_local")} == {None}
+    assert [row["setups"] for row in told] == [1, 1]
+    assert [row["new_site"] for row in given.rows("setups")] == ["yes", "yes"]
+
+
+def test_of_orders_that_follow_each_other_a_piece_is_of_the_one_in_force_at_its_start_to_the_instant():
+    def of(start: float, *, end: float | None = 1000) -> str | None:
+        known = orders({"stop": at(100) + "Z"}, {"start": at(100) + "Z", "stop": at(200) + "Z", "order_id": "ord-2"})
+        given = give(capture(numbered(infusion(start, 10)), anchor=None if end is None else anchor(end)), known=known)
+        found: str | None = given.session["order_id"]
+        return found
+
+    for end in (1000, None):
+        assert [of(start, end=end) for start in (99.99, 100, 199.99, 200)] == ["ord-1", "ord-2", "ord-2", None]
+    later = orders(start=at(100) + "Z")
+    assert [log(*infusion(start, 10), known=later).session["order_id"] for start in (99.99, 100)] == [None, "ord-1"]
