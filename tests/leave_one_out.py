@@ -95,11 +95,12 @@ def _without(taken: oracle.Taken, place: tuple[int, ...], before: tuple[int, int
     return oracle.Taken(header, tuple(line for line in taken.lines if not isinstance(line, dict) or line["seq"] != number))
 
 
-def random_case(seed: int, number: int) -> Case:
-    """A random encounter with a log whose numbers leave no holes, and its orders."""
+def random_case(seed: int, number: int, rules: str = "cpt-9637x") -> Case:
+    """A random encounter with a log whose numbers leave no holes, and its orders, billed by this rule set."""
     for again in count():
         encounter = oracle.random_encounter(random.Random(f"leave-one-out:{seed}:{number}:{again}"))
-        case = Case(f"--seed {seed} --first {number} --logs 1 --no-fixtures", encounter.captures, kit.orders(*encounter.orders))
+        name = f"--seed {seed} --first {number} --logs 1 --no-fixtures --rules {rules}"
+        case = Case(name, encounter.captures, kit.orders(*encounter.orders, rule_set=rules))
         if case.inner():
             return case
     raise AssertionError("unreachable")
@@ -215,13 +216,13 @@ def run(cases: Iterable[Case], *, stop: int = 1) -> Figures:
     return figures
 
 
-def random_cases(logs: int, seed: int, first: int = 0) -> Iterator[Case]:
+def random_cases(logs: int, seed: int, first: int = 0, rules: str = "cpt-9637x") -> Iterator[Case]:
     """Random cases with so many logs or one more."""
     found = 0
     for number in count(first):
         if found >= logs:
             return
-        case = random_case(seed, number)
+        case = random_case(seed, number, rules)
         found += len(case.logs())
         yield case
 
@@ -271,11 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--logs", "--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the number of the first random encounter")
+    parser.add_argument("--rules", default="cpt-9637x", choices=sorted(rule_sets()), help="the rule set that bills the random encounters")
     parser.add_argument("--no-fixtures", action="store_true", help="leave the captured logs alone")
     parser.add_argument("--stop", type=int, default=1, help="stop at so many findings")
     said = parser.parse_args(arguments)
     begun = time.monotonic()
-    parts = [("random", random_cases(said.logs, said.seed, said.first))]
+    parts = [("random", random_cases(said.logs, said.seed, said.first, said.rules))]
     folder = Path(os.environ.get("PUMPLEDGER_FIXTURES", ROOT.parent / "shared" / "fixtures")) / "canonical"
     if not said.no_fixtures and folder.is_dir():
         parts.append(("captured", captured_cases(folder)))
@@ -287,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{what}\nwithout {record}: python -m tests.leave_one_out {case_name}")
         if figures.wrong and name == "random":
             case_name, record, _ = figures.wrong[0]
-            small, record = smallest(random_case(said.seed, int(case_name.split()[3])), record)
+            small, record = smallest(random_case(said.seed, int(case_name.split()[3]), said.rules), record)
             print(f"as small as can be, without {record}:", *(taken.capture().data.decode() for taken in small.captures), sep="\n")
         found = found or bool(figures.wrong)
     return int(found)

@@ -32,6 +32,14 @@ def test_the_random_logs_have_ready_lines_that_a_missing_record_holds(tried):
     assert tried.now_held > 20
 
 
+@pytest.mark.parametrize("rules", ["per-diem", "evidence-only"])
+def test_of_random_logs_that_are_billed_by_the_day_or_not_at_all(rules):
+    found = leave_one_out.run(leave_one_out.random_cases(LOGS, SEED, rules=rules), stop=3)
+    assert found.wrong == [], f"python -m tests.leave_one_out {found.wrong[0][0]}"
+    assert found.ready > 5
+    assert found.now_held > 20
+
+
 def test_of_captured_logs(fixtures):
     found = leave_one_out.run(islice(leave_one_out.captured_cases(fixtures / "canonical"), 0, None, EACH_CAPTURED), stop=3)
     assert found.wrong == []

@@ -24,10 +24,11 @@ from transforms.codes import BIT, SAYS, bits_of, named
 from transforms.days import Days, days_of, split_by_day
 from transforms.decisions import Case, Decision, Review, answered
 from transforms.encounters import Encounters, Facts, Spans, day_of, encounters_of, number_of, spans_of
-from transforms.groups import begins, distinct, expand, listed, words
+from transforms.groups import begins, distinct, either, expand, listed, words
 from transforms.holds import Holds, reach, reaches_of
 from transforms.orders import Order, Orders
 from transforms.ruleset import RuleSet
+from transforms.sessions import TIME_CODES
 from transforms.tables import identify, rows_to_table
 from transforms.worklist import WORKLIST_ORDER, Worklist
 
@@ -166,7 +167,9 @@ class _Book:
         """What is found of therapy days, and the code of each."""
         days, terms = self.days, self.spans.terms
         order, day, continuous = days.order[self.per_diem], days.day[self.per_diem], days.continuous[self.per_diem]
-        codes = reached & ~BIT["SESSION_OPEN"]
+        # A session of unknown UTC has dates, as printed, that its doubt may not reach.
+        own = either(days.of_member, self.spans.flags[days.member] & bits_of(TIME_CODES), len(days))[self.per_diem]
+        codes = (reached | own) & ~BIT["SESSION_OPEN"]
         codes |= np.where(days.left_open[self.per_diem], BIT["SESSION_OPEN"], 0)
         firsts, self.therapy_of = distinct(order, continuous.astype(np.int64))
         self.therapies = [

@@ -55,6 +55,15 @@ def test_per_diem_over_24_hours_is_continuous_on_each_date_it_touches():
     assert all(day["continuous"] for day in given.rows("days"))
 
 
+def test_per_diem_holds_a_date_that_a_session_of_unknown_utc_has_by_its_printed_time_alone():
+    lines = numbered([*infusion(1500, 60), event(1600, "other"), event(1700, "other")])
+    del lines[2]
+    given = give(capture(lines, anchor=anchor(1710, utc_minutes=210)), known=orders(rule_set="per-diem"))
+    (line,) = given.rows("lines")
+    assert (line["service_date"].day, line["state"]) == (3, "hold")
+    assert "CLOCK_UNCERTAIN" in line["reasons"]
+
+
 @pytest.mark.parametrize(("beyond_ms", "days"), [(0, [2]), (999, [2]), (1000, [2, 3])])
 @pytest.mark.parametrize("other", [0, 200])
 def test_per_diem_asks_for_a_whole_second_of_a_date(beyond_ms, days, other):
