@@ -911,14 +911,21 @@ def _reaches(pump: str, found: Sequence[Stretch], result: Pump, orders: Sequence
                 back(session.stretch_no, session.first, session.order["tz"]),
                 on(session.stretch_no, session.end, session.order["tz"]),
             )
-            result.reaches.append(Reach(session.order["order_id"], first, last, code))
+            result.reaches.append(_either_way(Reach(session.order["order_id"], first, last, code)))
     mine = {order["order_id"]: order["tz"] for order in orders if order["pump_id"] == pump}
     for number, stretch in enumerate(found):
         for code in stretch.cuts:
             for order_id, tz in mine.items():
                 first = back(number - 1, found[number - 1].events[-1].slot, tz) if number else None
                 last = on(number, stretch.reach_to[code], tz) if stretch.events else None
-                result.reaches.append(Reach(order_id, first, last, code))
+                result.reaches.append(_either_way(Reach(order_id, first, last, code)))
+
+
+def _either_way(reach: Reach) -> Reach:
+    """Over all dates between the two, where UTC runs backwards."""
+    if reach.first is None or reach.last is None or reach.first <= reach.last:
+        return reach
+    return replace(reach, first=reach.last, last=reach.first)
 
 
 @dataclass

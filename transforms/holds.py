@@ -58,6 +58,8 @@ def reaches_of(spans: Spans, orders: Orders) -> list[Reach]:
         for order in (terms.rank[name] for name in named if name in terms.rank):
             first = -_EVER if low == NONE else _day(low, terms.orders[order])
             last = _EVER if high == NONE else _day(high, terms.orders[order])
+            # UTC that runs backwards shows that one of two anchors is false: nothing tells which.
+            first, last = min(first, last), max(first, last)
             found.append(Reach(row["doubt_id"], row["code"], order, first, last))
     return found
 

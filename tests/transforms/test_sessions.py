@@ -279,3 +279,12 @@ def test_every_event_can_be_found_again_from_its_line():
         assert sum(entry["seconds"] for entry in line["ledger"] if entry["counted"]) == 95 * 60
     assert all(e["raw"] for e in ids.values())
     assert given.session["pump_id"] == PUMP
+
+
+@pytest.mark.parametrize("rules", ["cpt-9637x", "per-diem"])
+def test_a_cut_over_which_utc_runs_backwards_reaches_all_dates_between(rules):
+    lines = numbered([*infusion(1500, 60), event(1590, "other"), event(1600, "other"), *infusion(1700, 60)])
+    before = capture(lines[:3], anchor=anchor(1595))
+    after = capture(lines[4:], anchor=anchor(1800, utc_minutes=300))
+    given = give(before, after, known=orders(rule_set=rules))
+    assert {line["service_date"].day: line["reasons"] for line in given.rows("lines")} == {2: ["LOG_GAP"], 3: ["LOG_GAP"]}
