@@ -181,6 +181,11 @@ def test_units_stand_on_the_date_on_which_they_were_reached(says, events, expect
     assert split(*events) == expected, says
 
 
+def test_a_set_up_that_counts_without_an_initial_hour_is_on_no_date():
+    events = [*new_setup(MIDNIGHT - 20), *infusion(MIDNIGHT - 15, 15), *new_setup(MIDNIGHT + 5), *infusion(MIDNIGHT + 10, 0.5)]
+    assert split(*events) == [(2, "96372", 1, 15)]
+
+
 def test_a_set_up_is_split_with_its_encounter_alone():
     first = [*new_setup(MIDNIGHT - 65), *infusion(MIDNIGHT - 60, 30), *new_setup(MIDNIGHT + 10), *infusion(MIDNIGHT + 15, 60)]
     second = [*new_setup(MIDNIGHT + 600), *infusion(MIDNIGHT + 605, 60)]
@@ -203,6 +208,10 @@ def billed_with_log(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_evidence_never_splits_and_says_how_much():
     given = log(*infusion(MIDNIGHT - 60, 120), known=orders(rule_set="evidence-only"))
     (line,) = given.rows("lines")
+    (again,) = billed_with(changed(midnight='"split_by_day"', basis='"evidence"'), *infusion(MIDNIGHT - 60, 120))
+    assert {name: again[name] for name in ("code", "units", "minutes", "service_date")} == {
+        name: line[name] for name in ("code", "units", "minutes", "service_date")
+    }
     assert (line["code"], line["units"], line["minutes"], line["service_date"].day) == ("", 0, 120, 2)
     assert line["explanation"] == "120 min of recorded delivery = no code."
     assert [pair for pair in pairwise(one["to"] for one in line["ledger"]) if pair[0] > pair[1]] == []
