@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests import kit
-from tests.kit import anchor, at, capture, event, infusion, log, numbered, orders
+from tests.kit import anchor, at, capture, event, infusion, log, new_setup, numbered, orders
+from tests.transforms.test_decisions import desk
 from transforms import billing, decisions
 from transforms.codes import SAYS
 
@@ -92,6 +93,11 @@ def test_a_delivery_without_a_stop_is_told_with_the_stop_that_its_volume_suggest
     assert item(log(event(0, "delivery_start"), *piece[1:]), "NO_STOP")["suggestion"] == SAYS["NO_STOP"][1]
 
 
+def test_a_suggested_stop_is_told_to_the_millisecond_where_it_is_no_whole_second():
+    start = event(0, "delivery_start", rate_ml_h=7.0, programmed_ml=1.0)
+    assert f"--stop {at(0, 514)}.286Z --by YOU" in item(log(start, event(60, "power_on")), "NO_STOP")["suggestion"]
+
+
 def test_each_session_without_a_stop_of_an_encounter_is_told_and_none_of_another():
     def unended(minutes: float) -> list[dict[str, Any]]:
         return [event(minutes, "delivery_start", rate_ml_h=2.0, programmed_ml=1.5), event(minutes + 60, "power_on")]
@@ -127,6 +133,42 @@ def test_a_therapy_day_has_the_minutes_at_stake_that_lie_in_it():
         2: 40,
         3: 20,
     }
+
+
+# --- about decisions that shape facts ---------------------------------------------------------------------------------------------
+
+
+def test_what_a_decision_about_facts_answered_is_told_with_what_was_decided():
+    unended = [event(-100, "delivery_start"), event(-80, "power_on")]
+    one = desk(*unended, *new_setup(-5), *infusion(0, 40), event(41, "reservoir_change"), *infusion(45, 40))
+    (setup,) = [row for row in one.given.rows("setups") if row["new_site"] == "no"]
+    one.shape("confirm-site", setup["setup_id"])
+    one.stop(-85, begins=-100)
+    stopped, confirmed = item(one.given, "NO_STOP"), item(one.given, "POSSIBLE_SITE_CHANGE")
+    assert stopped["message"] == f"{SAYS['NO_STOP'][0]} Decided by ana, 2026-04-01: stop {at(-85)}Z."
+    assert confirmed["message"] == f"{SAYS['POSSIBLE_SITE_CHANGE'][0]} Decided by ana, 2026-04-01: confirm-site."
+    assert [(one["severity"], one["state"], one["minutes_at_stake"]) for one in (stopped, confirmed)] == [
+        ("hold", "decided", 95), ("inform", "decided", 95),
+    ]  # fmt: skip
+
+
+def test_a_decision_about_facts_that_lapsed_is_told_with_how_to_take_it_back():
+    one = desk(event(0, "delivery_start"), event(60, "power_on"), *infusion(100, 20))
+    decision = one.stop(45)
+    one.captures = desk(event(0, "delivery_start"), event(61, "power_on"), *infusion(100, 20)).captures
+    lapsed, open_ = item(one.given, "DECISION_LAPSED"), item(one.given, "NO_STOP")
+    said = f" The decision {decision.decision_id[:10]} (ana, 2026-04-01: stop {at(45)}Z) no longer holds: what it was taken on has changed."
+    assert (lapsed["message"], open_["message"]) == (SAYS["DECISION_LAPSED"][0] + said, SAYS["NO_STOP"][0] + said)
+    assert lapsed["suggestion"].endswith(f" pumpledger decide undo {decision.decision_id} --by YOU")
+    assert (lapsed["severity"], lapsed["state"], lapsed["order_id"], lapsed["service_date"]) == (
+        "inform",
+        "open",
+        "ord-1",
+        date(2026, 3, 2),
+    )
+    one.captures = desk(event(0, "other")).captures
+    alone = item(one.given, "DECISION_LAPSED")
+    assert (alone["patient_id"], alone["pump_id"], alone["order_id"], alone["minutes_at_stake"]) == ("pt-1", A1, None, 0)
 
 
 # --- about pumps ------------------------------------------------------------------------------------------------------------------
