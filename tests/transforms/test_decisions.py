@@ -683,6 +683,8 @@ def test_an_encounter_that_is_gone_is_still_on_the_worklist():
     assert shown(one) == {("96369", 0): ("released", 1, 60), ("96369", 1): ("void", 1, 60)}
     (item,) = one.items("AMENDED_AFTER_RELEASE")
     assert (item["severity"], item["state"]) == ("hold", "open")
+    (released,) = one.released
+    assert (one.case().encounter_id, list(one.case().session_ids)) == (released["encounter_id"], released["session_ids"])
     one.clear("AMENDED_AFTER_RELEASE")
     assert [item["state"] for item in one.items("AMENDED_AFTER_RELEASE")] == ["decided"]
     assert len(one.release()) == 1
