@@ -254,7 +254,7 @@ class Holds:
             case "OVER_8H":
                 return [f"{encounters.minutes[encounter]} over {rules.policies.long_infusion_hold_min}"]
             case "OVER_UNIT_CAP":
-                return [f"{sorted(encounters.units_of(encounter).items())} over {rules.policies.unit_cap_96370}"]
+                return [f"{list(encounters.units_of(encounter).items())} over {rules.policies.unit_cap_96370}"]
             case "NOT_IN_FORCE":
                 return [rules.version]
             case "IV_SAME_ENCOUNTER":
