@@ -88,11 +88,10 @@ def place(block: Block, policy: ClockPolicy, confirmed: Mapping[int, int] | None
     )  # fmt: skip
     utc, quality, method = (np.full(size, fill, dtype=np.int64) for fill in (NONE, UNKNOWN, _UNANCHORED))
     bound = np.full(size, np.nan)
-    contradicted = np.zeros((len(block.after), 3), dtype=np.int64)
     of_stretch = of_stretch[:count]
-    disagreeing = kernel.fix(
+    contradicted = kernel.fix(
         stretch, elapsed, segment, rows.change, rows.native, of_stretch, block.bounds, block.after, anchor_at, block.utc, block.trip,
-        float(policy.drift_s_per_day), float(policy.drift_s), utc, quality, method, bound, contradicted,
+        float(policy.drift_s_per_day), float(policy.drift_s), utc, quality, method, bound,
     )  # fmt: skip
     for number in range(count):
         low, high = int(of_stretch[number, FIRST]), int(of_stretch[number, LAST]) + 1
@@ -101,7 +100,7 @@ def place(block: Block, policy: ClockPolicy, confirmed: Mapping[int, int] | None
             utc[low:high] = shown + confirmed[low] + elapsed[low:high] - elapsed[at]
             quality[low:high], method[low:high] = CORRECTED, _CONFIRMED
     pump, first, last, end, after = (np.ascontiguousarray(column) for column in of_stretch.T)
-    return Timeline(stretch, elapsed, utc, quality, method, bound, pump, first, last, end, after, contradicted[:disagreeing])
+    return Timeline(stretch, elapsed, utc, quality, method, bound, pump, first, last, end, after, contradicted)
 
 
 def _last_shown(block: Block, new: Ints, low: int, high: int) -> tuple[int, int]:
@@ -203,13 +202,14 @@ def run(
 def fix(
     stretch: Any, elapsed: Any, segment: Any, change: Any, native: Any, of_stretch: Any, bounds: Any, anchor_after: Any,
     anchor_at: Any, anchor_utc: Any,
-    trip: Any, drift_s_per_day: float, drift_s: float, utc: Any, quality: Any, method: Any, bound: Any, contradicted: Any,
-) -> int:  # fmt: skip
-    """UTC, quality, method and bound of the rows of each stretch from its anchors; the number of pairs of anchors that disagree.
+    trip: Any, drift_s_per_day: float, drift_s: float, utc: Any, quality: Any, method: Any, bound: Any,
+) -> Any:  # fmt: skip
+    """UTC, quality, method and bound of the rows of each stretch from its anchors; gives the pairs of anchors that disagree.
 
     A row between two anchors takes its UTC from both: drift moves it in proportion. Where the two disagree nothing between
     them is known.
     """
+    contradicted = np.zeros((len(anchor_after), 3), dtype=np.int64)
     disagreeing, pump, own = 0, -1, False
     mine = np.zeros(len(anchor_after) + 1, dtype=np.int64)
     anchor = 0
@@ -262,7 +262,7 @@ def fix(
             method[row] = 2 if drifted else (0 if same else 1)
             distance = min(abs(since), abs(elapsed[row] - anchor_at[right]))
             bound[row] = 1.0 + trip[left] / 2000 + drift_s_per_day * distance / _DAY_MS
-    return disagreeing
+    return contradicted[:disagreeing]
 
 
 KERNELS = ("run", "fix")
