@@ -66,6 +66,8 @@ _RECKONED: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult,
     ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr,
 }  # fmt: skip
+_OPPOSITE = {"minimum": "maximum", "maximum": "minimum", "equal": "not_equal", "not_equal": "equal", "and_": "or_", "or_": "and_"}
+"""What stands instead of a function of arrays whose two arguments it would be no change to exchange."""
 _CALLED = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list"}
 
 
@@ -152,6 +154,8 @@ def _instead(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=named) if name in _CALLED:
             kept = [] if name == "sorted" else named
             yield as_said(ast.Call(ast.Name(_CALLED[name], ast.Load()), args, kept))
+        case ast.Call(func=ast.Attribute(value=of, attr=name), args=[_, _] as args) if name in _OPPOSITE:
+            yield as_said(ast.Call(ast.Attribute(of, _OPPOSITE[name], ast.Load()), args, node.keywords))
         case ast.Call(func=func, args=[first, second, *more], keywords=named) if not any(isinstance(a, ast.Starred) for a in node.args[:2]):
             yield as_said(ast.Call(func, [second, first, *more], named))
         case ast.Return(value=ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value in (None, False)):

@@ -54,6 +54,11 @@ def test_every_change_changes_one_thing_that_runs():
     assert {"not x < LIMIT → x < LIMIT", "if not x < LIMIT and y → if True", "x += 2 → x -= 2", "0 → 1", "0 → -1"} <= said
 
 
+def test_what_it_would_be_no_change_to_exchange_is_told_the_opposite_instead():
+    assert [what for _, what, _ in texts("import numpy as np\nx = np.minimum(a, b)\n")] == ["np.minimum(a, b) → np.maximum(a, b)"]
+    assert [what for _, what, _ in texts("x = pc.equal(a, b)\n")] == ["pc.equal(a, b) → pc.not_equal(a, b)"]
+
+
 def test_a_sample_is_of_each_module_in_proportion_and_of_its_seed_alone():
     every = {name: [mutants.Change(name, n, "", n, lambda: None) for n in range(size)] for name, size in (("a", 300), ("b", 100), ("c", 3))}
 
