@@ -126,6 +126,15 @@ def test_a_therapy_day_begins_with_the_first_session_that_it_has():
     assert {day: one["line_id"] for day, one in found.items()} == line
 
 
+def test_every_item_of_a_therapy_day_names_its_first_session():
+    unended = [event(300, "delivery_start"), event(310, "power_on")]
+    given = log(*infusion(0, 60), *unended, known=orders(rule_set="per-diem", drug="treprostinil"))
+    first = min(given.rows("sessions"), key=lambda row: row["start"])
+    assert {(one["code"], one["session_id"], when(one)) for one in given.rows("worklist")} == {
+        (code, first["session_id"], at(0)) for code in ("NO_CODE", "NO_STOP")
+    }
+
+
 def test_a_therapy_day_has_the_minutes_at_stake_that_lie_in_it():
     unknown = [event(MIDNIGHT - 30, "delivery_start"), event(MIDNIGHT + 20.75, "power_on")]
     given = log(*infusion(MIDNIGHT - 100, 10.5), *unknown, known=orders(rule_set="per-diem"))
