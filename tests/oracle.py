@@ -283,7 +283,7 @@ class Stretch:
             if one.slot == slot or (one is last and slot == one.slot + 1):
                 return one.clock
             if self.early.get(n) == slot:
-                return one.clock - one.named + max(0, bolus_start(one))
+                return one.clock - max(0, one.named) + max(0, bolus_start(one))
         return int(self.base + self.elapsed[slot] + sum(by for at, by in self.shifts if at < slot))
 
 
