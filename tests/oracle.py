@@ -884,21 +884,26 @@ def _setups(machine: Machine, sessions: Sequence[Session]) -> list[Setup]:
 
 
 def _reaches(pump: str, found: Sequence[Stretch], result: Pump, orders: Sequence[Mapping[str, str]]) -> None:
+    def read(stretch: Stretch, slot: int) -> float | None:
+        """UTC, as records know it: one at the very instant of an anchor that disagrees with the one before lies between the two."""
+        torn = any(disagree(a, b) and b[0] == slot for a, b in pairwise(stretch.anchors))
+        return None if torn else stretch.utc(slot)
+
     known = [
         (number, placed.slot, utc)
         for number, stretch in enumerate(found)
         for placed in stretch.events
-        if (utc := stretch.utc(placed.slot)) is not None
+        if (utc := read(stretch, placed.slot)) is not None
     ]
 
     def back(number: int, slot: int, tz: str) -> date | None:
-        utc = found[number].utc(slot) if number >= 0 and found[number].events else None
+        utc = read(found[number], slot) if number >= 0 and found[number].events else None
         if utc is None:
             utc = next((u for n, s, u in reversed(known) if (n, s) < (number, slot)), None)
         return None if utc is None else local(utc, tz).date()
 
     def on(number: int, slot: int, tz: str) -> date | None:
-        utc = found[number].utc(slot) if found[number].events else None
+        utc = read(found[number], slot) if found[number].events else None
         if utc is None:
             utc = next((u for n, s, u in known if (n, s) > (number, slot)), None)
         return None if utc is None else local(utc, tz).date()

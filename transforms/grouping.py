@@ -268,8 +268,11 @@ def flag_ends(line: Any, found: Any, number: int, begin: int, gap_ms: int, out: 
                     sessions[session, FLAG] |= F_NO_START
         if earlier(pieces, sessions[longest, STOP_PIECE], E_MS, pieces, sessions[session, STOP_PIECE], E_MS):
             longest = session
-    if of[OPEN_MS] != NONE and longest < out.made[N_SESSION] and of[OPEN_MS] <= pieces[sessions[longest, STOP_PIECE], E_MS] + gap_ms:
-        sessions[longest, FLAG] |= code
+    # The session that reaches furthest is not the last one where a delivery without a stop of one order outlasts those of the next.
+    if of[OPEN_MS] != NONE and longest < out.made[N_SESSION]:
+        for session in (longest, out.made[N_SESSION] - 1):
+            if of[OPEN_MS] <= pieces[sessions[session, STOP_PIECE], E_MS] + gap_ms:
+                sessions[session, FLAG] |= code
 
 
 def flag_cut(told: Any, line: Any, found: Any, number: int, begin: int, gap_ms: int, out: Any) -> None:

@@ -108,6 +108,14 @@ def test_orders_part_pieces_and_those_of_one_order_go_on():
     assert [row["flags"] for row in sessions(given)] == [[], [], ["ORDER_BOUNDARY"], []]
 
 
+def test_what_runs_at_the_end_leaves_the_session_of_the_order_in_force_open_whatever_reaches_further():
+    events = [event(0, START, source="primary"), event(120, START, source="basal"), event(180, STOP, source="basal")]
+    known = orders({"stop": at(60) + "Z"}, {"order_id": "ord-2", "start": at(60) + "Z"})
+    first, second = sessions(log(*events, event(180, START, source="primary", rate_ml_h=0), end=180, known=known))
+    assert (first["order_id"], first["flags"]) == ("ord-1", ["NO_STOP", "SESSION_OPEN", "ORDER_BOUNDARY"])
+    assert (second["order_id"], second["infusing_s"], second["flags"]) == ("ord-2", 3600, ["SESSION_OPEN"])
+
+
 def test_an_order_of_another_pump_is_no_order_of_this_one():
     known = orders(
         {}, {"pump_id": "canonical:B2", "order_id": "ord-2", "start": at(60) + "Z"}, {"pump_id": "canonical:C3", "order_id": "ord-3"}
