@@ -5,10 +5,12 @@ larger. The logs are the random encounters of tests/oracle.py whose numbers leav
 captured ones where PUMPLEDGER_FIXTURES has them. A clock that was read behind the record that is left out was read behind the one
 before it.
 
-The text knows one case that is otherwise, and it takes two faults: a cut that a start settles reaches only to its first record, for a
-start shows that nothing ran before. In a log that also lacks a stop this need not be so, and a line of a later date can then be ready
-(docs/decisions/0012). And what holds a line because another order of the patient infused on that date is known only as long as that is
-proved: of two orders the other one's doubts reach none of this one's lines (§6). Such lines are counted apart.
+The text knows two cases that are otherwise, and each takes a second fault (docs/decisions/0012): a cut that a start settles reaches only
+to its first record, for a start shows that nothing ran before; in a log that also lacks a stop this need not be so, and a line of a later
+date can then be ready. And of two anchors that contradict each other nothing between them is known, but where the record that is left out
+lies between, each has a stretch of its own that it dates, and the hole reaches the dates of its two sides alone. And what holds a line
+because another order of the patient infused on that date is known only as long as that is proved: of two orders the other one's doubts
+reach none of this one's lines (§6). Such lines are counted apart.
 """
 
 from __future__ import annotations
@@ -157,8 +159,16 @@ def grown(whole: Lines, less: Lines) -> Iterator[Key]:
 
 
 def lacks_a_stop(given: kit.Given) -> bool:
-    """Whether a log has the one fault by which leaving out a record may make a line ready."""
+    """Whether a log has the fault by which a hole that a start settles may make a line ready."""
     return any("NO_STOP" in row["flags"] for row in given.rows("sessions"))
+
+
+def contradicts_itself(given: kit.Given) -> bool:
+    """Whether two anchors of a stretch contradict each other: UTC is known of some of its records, and of others not."""
+    known: dict[str | None, set[bool]] = {}
+    for row in given.rows("events"):
+        known.setdefault(row["stretch"], set()).add(row["time"] is not None)
+    return any(len(both) == 2 for stretch, both in known.items() if stretch is not None)
 
 
 @dataclass(slots=True)
@@ -178,7 +188,7 @@ class Figures:
         """Leaves out each inner record of a case."""
         given = kit.give(*case.without(None), known=case.orders)
         whole = lines_of(given)
-        unended = lacks_a_stop(given)
+        unended, torn = lacks_a_stop(given), contradicts_itself(given)
         states = [state for state, _, _ in whole.values()]
         self.cases += 1
         self.logs += len(case.logs())
@@ -191,6 +201,8 @@ class Figures:
             for key in grown(whole, less):
                 if unended:
                     self.apart["in a log that lacks a stop"] += 1
+                elif torn and key in whole and whole[key][0] == "hold" and whole[key][2] == {"CLOCK_UNCERTAIN"}:
+                    self.apart["in a log whose anchors contradict each other"] += 1
                 elif key in whole and whole[key][0] == "hold" and whole[key][2] <= OF_OTHERS:
                     self.apart["that only another order or pump of the patient held"] += 1
                 else:
