@@ -24,7 +24,7 @@ from transforms.codes import BIT, SAYS, bits_of, named
 from transforms.days import Days, days_of, split_by_day
 from transforms.decisions import Case, Decision, Review, answered
 from transforms.encounters import Encounters, Facts, Spans, day_of, encounters_of, number_of, spans_of
-from transforms.groups import begins, distinct, either, expand, listed, words
+from transforms.groups import begins, distinct, either, expand, listed, several, words
 from transforms.holds import Holds, reach, reaches_of
 from transforms.orders import Order, Orders
 from transforms.ruleset import RuleSet
@@ -181,7 +181,7 @@ class _Book:
         out = [not terms.rules_of(order[row]).in_force(day_of(int(day[row]))) for row in firsts.tolist()]
         codes |= np.where(np.array(out, dtype=np.bool_)[which], BIT["NOT_IN_FORCE"], 0)
         _, same = distinct(terms.patient[order], terms.rules[order], day)
-        codes |= np.where((np.bincount(same) > 1)[same], BIT["SECOND_ORDER_SAME_DAY"], 0)
+        codes |= np.where(several(same, order, len(order))[same], BIT["SECOND_ORDER_SAME_DAY"], 0)
         # Of a day, what does not hold is not looked for.
         holding = terms.per_rules(lambda rules: bits_of(rules.holds))
         self.codes = np.concatenate((self.holds.codes, codes & holding[order]))

@@ -12,9 +12,8 @@ import pyarrow as pa
 from transforms import tables
 from transforms.block import Ints
 from transforms.codes import BIT, named
-from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of, number_of
+from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
 from transforms.groups import Bools, begins, covered, either, expand, has
-from transforms.orders import local
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,12 @@ def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date,
     """An encounter's minutes and units by local date, equal in total to those of the whole: each unit stands where it was reached."""
     spans, terms, rules, setups = encounters.spans, encounters.terms, encounters.rule(encounter), encounters.setups
     setup, minutes_of_all, units_of_all = rules.rule("setup"), int(encounters.minutes[encounter]), encounters.units_of(encounter)
-    counting = setups.at[setups.counting & (setups.encounter == encounter)].tolist()
+    counting = setups.at[setups.counting & (setups.encounter == encounter)][:1]
     mine = np.concatenate([np.arange(*spans.bounds[one : one + 2]) for one in encounters.of(encounter).tolist()])
     mine = mine[spans.what[mine] == INFUSING]
     days = np.arange(encounters.day[encounter], encounters.last_day[encounter] + 1)
     order = int(encounters.order[encounter])
-    set_up = np.clip([number_of(local(at, terms.orders[order].zone).date()) for at in counting[:1]], days[0], days[-1]).tolist()
+    set_up = np.clip(terms.days(counting, np.full(len(counting), order)), days[0], days[-1])
     low, high = terms.midnights(days, np.full(len(days), order))
     before_ms, before = 0, dict.fromkeys(units_of_all, 0)
     for number, (begin, end) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
@@ -114,7 +113,7 @@ def split_by_day(encounters: Encounters, encounter: int) -> Iterator[tuple[date,
         units = {code: reached.get(code, 0) - before[code] for code in units_of_all if reached.get(code, 0) > before[code]}
         if setup is not None and setup.code in units_of_all:
             units.pop(setup.code, None)
-            if int(days[number]) in set_up:
+            if days[number] in set_up:
                 units[setup.code] = units_of_all[setup.code]
         before = {code: max(n, reached.get(code, 0)) for code, n in before.items()}
         yield day, minutes, units

@@ -61,6 +61,15 @@ def has(group: Ints, true: Bools, groups: int) -> Bools:
     return found
 
 
+def several(group: Ints, values: Ints, groups: int) -> Bools:
+    """Whether the rows of each group have more than one value."""
+    bounds = np.iinfo(np.int64)
+    lowest, highest = np.full(groups, bounds.max), np.full(groups, bounds.min)
+    np.minimum.at(lowest, group, values)
+    np.maximum.at(highest, group, values)
+    return lowest < highest
+
+
 def covered(group: Ints, low: Ints, high: Ints, groups: int) -> Ints:
     """Of each group the length of the union of its intervals."""
     keep = high > low

@@ -14,7 +14,7 @@ import numpy as np
 from transforms.block import NONE, Ints, coded, milliseconds
 from transforms.codes import BIT, bits_of
 from transforms.encounters import INFUSING, POSSIBLE, UNKNOWN, YES, Encounters, Spans, day_of
-from transforms.groups import Bools, distinct, either, expand, has
+from transforms.groups import Bools, distinct, either, expand, has, several
 from transforms.orders import Order, Orders, local_ms
 from transforms.ruleset import RuleSet
 from transforms.sessions import TIME_CODES
@@ -186,11 +186,7 @@ class Holds:
         rows = rows[place]
         order = encounters.order[rows]
         _, same = distinct(terms.patient[order], terms.rules[order], day)
-        lowest = np.full(len(rows), _EVER, dtype=np.int64)
-        highest = np.full(len(rows), -1, dtype=np.int64)
-        np.minimum.at(lowest, same, order)
-        np.maximum.at(highest, same, order)
-        self.codes[rows[(lowest != highest)[same]]] |= BIT["SECOND_ORDER_SAME_DAY"]
+        self.codes[rows[several(same, order, len(rows))[same]]] |= BIT["SECOND_ORDER_SAME_DAY"]
 
     @cached_property
     def _is_iv(self) -> Bools:

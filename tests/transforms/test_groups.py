@@ -34,6 +34,7 @@ def test_sums_bits_and_whether_any_is_true_are_those_of_each_group(rows):
     of_group = [[(v, o) for g, v, o in rows if g == n] for n in range(6)]
     assert groups.total(group, value, 6).tolist() == [sum(v for v, _ in mine) for mine in of_group]
     assert groups.has(group, value > other, 6).tolist() == [any(v > o for v, o in mine) for mine in of_group]
+    assert groups.several(group, value, 6).tolist() == [len({v for v, _ in mine}) > 1 for mine in of_group]
     bits = [0] * 6
     for g, v, _ in rows:
         bits[g] |= v + 3
