@@ -164,7 +164,7 @@ class _Book:
         return len(self.order)
 
     def _day_codes(self, reached: Ints) -> None:
-        """What is found of therapy days, and the code of each."""
+        """What is found of therapy days, the code of each, and which codes hold a holder."""
         days, terms = self.days, self.spans.terms
         order, day, continuous = days.order[self.per_diem], days.day[self.per_diem], days.continuous[self.per_diem]
         # A session of unknown UTC has dates, as printed, that its doubt may not reach.
@@ -182,10 +182,13 @@ class _Book:
         codes |= np.where(np.array(out, dtype=np.bool_)[which], BIT["NOT_IN_FORCE"], 0)
         _, same = distinct(terms.patient[order], terms.rules[order], day)
         codes |= np.where(several(same, order, len(order))[same], BIT["SECOND_ORDER_SAME_DAY"], 0)
+        holding = terms.per_rules(lambda rules: bits_of(rules.holds))[self.order]
+        # What can have no line can have none held: its codes inform.
+        holding[: len(self.encounters)][~self.encounters.eligible] = 0
+        self.holding: Ints = holding
         # Of a day, what does not hold is not looked for.
-        holding = terms.per_rules(lambda rules: bits_of(rules.holds))
-        self.codes = np.concatenate((self.holds.codes, codes & holding[order]))
-        self.reasons = self.codes & holding[self.order]
+        self.codes = np.concatenate((self.holds.codes, codes & holding[len(self.encounters) :]))
+        self.reasons = self.codes & holding
 
     # --- of each holder ---------------------------------------------------------------------------------------------------------
 
@@ -429,7 +432,7 @@ class _Book:
             tuple(self.spans.session_ids[span] for span in mine),
             self.evidence[holder],
             set(named(int(self.codes[holder]))),
-            rules.holds,
+            frozenset(named(int(self.holding[holder]))),
             lines,
             self.about(np.array([holder])).to_pylist()[0],
             causes=self._causes(holder, rules),
@@ -487,7 +490,7 @@ class _Book:
 
     def items(self, holders: Ints, work: Worklist) -> pa.Table:
         """The WORKLIST items of holders about whom nobody decided."""
-        codes, terms = list(SAYS), self.spans.terms
+        codes = list(SAYS)
         place, code = np.nonzero(self.codes[holders][:, None] >> np.arange(len(codes)) & 1)
         holder = holders[place]
         about = self.about(holder)
@@ -497,7 +500,6 @@ class _Book:
         if len(holder):
             flagged = self._of_span(np.maximum(span, 0))
             columns |= {name: pc.if_else(own, flagged[name], columns[name]) for name in flagged.column_names}
-        holding = terms.per_rules(lambda rules: bits_of(rules.holds))[self.order[holder]]
         suggestions = [SAYS[one][1] for one in codes]
         suggested = pa.array(suggestions, pa.string()).take(pa.array(code))
         stops = np.flatnonzero(code == codes.index("NO_STOP")).tolist()
@@ -511,7 +513,7 @@ class _Book:
         columns |= {
             "item_id": pa.array([identify("item", name, ids[h]) for name, h in zip(names, holder.tolist(), strict=True)], pa.string()),
             "code": pa.array(codes).take(pa.array(code)),
-            "severity": pa.array(["inform", "hold"]).take(pa.array(holding >> code & 1)),
+            "severity": pa.array(["inform", "hold"]).take(pa.array(self.holding[holder] >> code & 1)),
             "message": pa.array([SAYS[one][0] for one in codes], pa.string()).take(pa.array(code)),
             "suggestion": suggested,
             "state": pa.array(["open"]).take(pa.array(np.zeros(len(code), dtype=np.int64))),

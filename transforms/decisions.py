@@ -307,7 +307,7 @@ def _records(events: pa.Table) -> list[str]:
 class Case:
     """An encounter, or a therapy day of an order billed by the day: what is decided about lines is decided about one of these.
 
-    `codes` is what was found of it, `holding` what its rule set holds on, `lines` are without reasons and state until they are
+    `codes` is what was found of it, `holding` which codes hold it, `lines` are without reasons and state until they are
     settled. `causes` gives what else than its own evidence makes a code hold, `say` the sentence of its lines for their reasons.
     `about` are the columns of WORKLIST that its items share, `flags` those that differ for a code that a session has. `head` is the line
     without which its others are nothing. An encounter that is no more, of which lines were released, has no lines.

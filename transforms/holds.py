@@ -208,8 +208,8 @@ class Holds:
         whose = patient[owner]
         by = np.lexsort((owner, high, low, whose))
         low, high, owner, whose = low[by], high[by], owner[by], whose[by]
-        several = np.unique(whose[1:][(whose[1:] == whose[:-1]) & (low[1:] < high[:-1])])
-        for one in several.tolist():
+        shared = np.unique(whose[1:][(whose[1:] == whose[:-1]) & (low[1:] < high[:-1])])
+        for one in shared.tolist():
             mine = slice(*np.searchsorted(whose, (one, one + 1)).tolist())
             yield from _pairs(zip(low[mine].tolist(), high[mine].tolist(), owner[mine].tolist(), strict=True))
 

@@ -61,6 +61,17 @@ def test_an_item_about_an_encounter_without_a_line_names_none():
     assert (one["line_id"], one["minutes_at_stake"], one["severity"]) == (None, 60, "inform")
 
 
+@pytest.mark.parametrize(("order", "why"), [({"drug": "insulin"}, "EXCLUDED_DRUG"), ({"route": "IV"}, "ROUTE_NOT_SC")])
+@pytest.mark.parametrize("give", [log, lambda *events, known: desk(*events, known=known).given], ids=["by array", "by case"])
+def test_what_would_hold_a_line_informs_where_there_can_be_none(order, why, give):
+    """Clearing it would make no line; of the same delivery under another order it holds."""
+    unended = [event(0, "delivery_start"), event(60, "power_on"), *infusion(100, 20)]
+    assert item(give(*unended, known=orders()), "NO_STOP")["severity"] == "hold"
+    assert {(one["code"], one["severity"], one["minutes_at_stake"]) for one in give(*unended, known=orders(order)).rows("worklist")} == {
+        ("NO_STOP", "inform", 80), (why, "inform", 80),
+    }  # fmt: skip
+
+
 def test_a_code_that_a_session_has_names_the_first_session_that_has_it_and_other_codes_the_first_of_all():
     known = orders({}, {"pump_id": A2})
     unended = [
