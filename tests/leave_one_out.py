@@ -5,12 +5,14 @@ larger. The logs are the random encounters of tests/oracle.py whose numbers leav
 captured ones where PUMPLEDGER_FIXTURES has them. A clock that was read behind the record that is left out was read behind the one
 before it.
 
-The text knows two cases that are otherwise, and each takes a second fault (docs/decisions/0012): a cut that a start settles reaches only
-to its first record, for a start shows that nothing ran before; in a log that also lacks a stop this need not be so, and a line of a later
-date can then be ready. And of two anchors that contradict each other nothing between them is known, but where the record that is left out
-lies between, each has a stretch of its own that it dates, and the hole reaches the dates of its two sides alone. And what holds a line
-because another order of the patient infused on that date is known only as long as that is proved: of two orders the other one's doubts
-reach none of this one's lines (§6). Such lines are counted apart.
+The text knows cases that are otherwise, and each takes a second fault (docs/decisions/0012): a cut that a start settles reaches only to
+its first record, for a start shows that nothing ran before; in a log that also lacks a stop, or of a pump that runs two of the sources
+that settle at once, this need not be so, and a line of a later date can then be ready. And of two anchors that contradict each other
+nothing between them is known, but where the record that is left out lies between, each has a stretch of its own that it dates, and the
+hole reaches the dates of its two sides alone. A session without UTC stands on the date that its clock printed; of a clock that was wrong
+by days that holds a line which is another's, until the record that shows this session is left out. And what holds a line because another
+order of the patient infused on that date is known only as long as that is proved: of two orders the other one's doubts reach none of this
+one's lines (§6). Such lines are counted apart.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from devices import canonical
 from devices.contract import Capture
@@ -41,6 +44,8 @@ Key = tuple[str, ...]
 """Patient, order, service date and code of a line."""
 Lines = Mapping[Key, tuple[str, int, frozenset[str]]]
 """State, units and reasons of each line."""
+SETTLING = frozenset({"primary", "basal", "intermittent"})
+"""The sources whose start, stop or completion settles what is behind a cut."""
 OF_OTHERS = frozenset({"SECOND_ORDER_SAME_DAY", "IV_SAME_ENCOUNTER", "OVERLAPPING_PUMPS"})
 """What holds a line for what another order or pump of the patient is proved to have infused."""
 
@@ -144,10 +149,11 @@ def _together(links: Iterable[tuple[str, str]]) -> list[set[str]]:
 
 def lines_of(given: kit.Given) -> Lines:
     """All lines by patient, order, service date and code."""
-    names = ("patient_id", "order_id", "service_date", "code")
-    return {
-        tuple(str(line[name]) for name in names): (line["state"], line["units"], frozenset(line["reasons"])) for line in given.rows("lines")
-    }
+    return {_key(line): (line["state"], line["units"], frozenset(line["reasons"])) for line in given.rows("lines")}
+
+
+def _key(line: Mapping[str, Any]) -> Key:
+    return tuple(str(line[name]) for name in ("patient_id", "order_id", "service_date", "code"))
 
 
 def grown(whole: Lines, less: Lines) -> Iterator[Key]:
@@ -161,6 +167,36 @@ def grown(whole: Lines, less: Lines) -> Iterator[Key]:
 def lacks_a_stop(given: kit.Given) -> bool:
     """Whether a log has the fault by which a hole that a start settles may make a line ready."""
     return any("NO_STOP" in row["flags"] for row in given.rows("sessions"))
+
+
+def with_a_printed_date(given: kit.Given) -> set[Key]:
+    """The lines that rest on a session without UTC: it stands on the date that its clock printed, whenever it was."""
+    without = {row["session_id"] for row in given.rows("sessions") if row["start"] is None}
+    return {_key(line) for line in given.rows("lines") if without.intersection(line["session_ids"])}
+
+
+def runs_two_at_once(given: kit.Given) -> bool:
+    """Whether a pump runs two of the sources that settle at once: a start, a stop or a completion of one tells nothing of the other."""
+    stretch, running, known = None, set[str](), set[str]()
+    for row in given.rows("events"):
+        if row["stretch"] != stretch:
+            stretch, running, known = row["stretch"], set(), set()
+        source, kind = row["source"], row["kind"]
+        if kind in oracle.HALTS or row["stops_delivery"] or (kind == "delivery_stop" and source is None):
+            running, known = set(), set(SETTLING)
+        elif source in SETTLING and kind == "delivery_start":
+            running.add(source)
+        elif source in SETTLING and kind in ("delivery_stop", "delivery_complete"):
+            if source not in known:
+                running.add(source)
+            if len(running) > 1:
+                return True
+            running.discard(source)
+        if source in SETTLING:
+            known.add(source)
+        if len(running) > 1:
+            return True
+    return False
 
 
 def contradicts_itself(given: kit.Given) -> bool:
@@ -188,7 +224,8 @@ class Figures:
         """Leaves out each inner record of a case."""
         given = kit.give(*case.without(None), known=case.orders)
         whole = lines_of(given)
-        unended, torn = lacks_a_stop(given), contradicts_itself(given)
+        unended, torn, double = lacks_a_stop(given), contradicts_itself(given), runs_two_at_once(given)
+        printed = with_a_printed_date(given)
         states = [state for state, _, _ in whole.values()]
         self.cases += 1
         self.logs += len(case.logs())
@@ -201,8 +238,12 @@ class Figures:
             for key in grown(whole, less):
                 if unended:
                     self.apart["in a log that lacks a stop"] += 1
+                elif double:
+                    self.apart["of a pump that runs two sources at once"] += 1
                 elif torn and key in whole and whole[key][0] == "hold" and whole[key][2] == {"CLOCK_UNCERTAIN"}:
                     self.apart["in a log whose anchors contradict each other"] += 1
+                elif key in printed and whole[key][0] == "hold":
+                    self.apart["that a session without UTC held, by the date that its clock printed"] += 1
                 elif key in whole and whole[key][0] == "hold" and whole[key][2] <= OF_OTHERS:
                     self.apart["that only another order or pump of the patient held"] += 1
                 else:
@@ -247,7 +288,9 @@ def smallest(case: Case, record: Record) -> tuple[Case, Record]:
             return False
         try:
             given = kit.give(*less.without(None), known=less.orders)
-            return not lacks_a_stop(given) and any(grown(lines_of(given), lines_of(kit.give(*less.without(record), known=less.orders))))
+            return not (lacks_a_stop(given) or runs_two_at_once(given)) and any(
+                grown(lines_of(given), lines_of(kit.give(*less.without(record), known=less.orders)))
+            )
         except (ValueError, InputError):
             return False
 

@@ -440,6 +440,16 @@ class Session:
         slots = np.flatnonzero(self.infusing & (self.stretch.weight > 0))
         return int(np.floor(self.place() + 0.5)) + self.stretch.elapsed[slots] - self.stretch.elapsed[self.first]
 
+    def begins_ms(self) -> Any:
+        """When each of its infusing seconds begins on the common time line, in ms: where all of its UTC is known, as drift has it."""
+        stretch = self.stretch
+        knots = sorted({self.first, self.end, *(at for at, _, _ in stretch.anchors if self.first < at < self.end)})
+        known = [utc for knot in knots if (utc := stretch.utc(knot)) is not None]
+        if len(known) < len(knots):
+            return 1000 * self.seconds()
+        slots = np.flatnonzero(self.infusing & (stretch.weight > 0))
+        return np.round(1000 * np.interp(stretch.elapsed[slots], stretch.elapsed[knots], known)).astype(np.int64)
+
     def day(self) -> date:
         """Its service date."""
         assert self.order is not None
@@ -1052,16 +1062,14 @@ def union(sessions: Sequence[Session]) -> int:
     """How many seconds infuse: those of one stretch all count, those of two at the same time once."""
     by_stretch: dict[int, list[Any]] = {}
     for session in sessions:
-        by_stretch.setdefault(id(session.stretch), []).append(session.seconds())
+        by_stretch.setdefault(id(session.stretch), []).append(session.begins_ms())
     if len(by_stretch) == 1:
         return sum(len(seconds) for seconds in next(iter(by_stretch.values())))
-    told = [np.unique(np.concatenate(parts), return_counts=True) for parts in by_stretch.values()]
-    second, times = (np.concatenate(columns) for columns in zip(*told, strict=True))
-    if not len(second):
-        return 0
-    order = np.argsort(second, kind="stable")
-    firsts = np.flatnonzero(np.diff(second[order], prepend=second[order[0]] - 1))
-    return int(np.maximum.reduceat(times[order], firsts).sum())
+    # Two stretches need not tick together: of a second that begins amid one of the other a part is common.
+    begins = [np.sort(np.concatenate(parts)) for parts in by_stretch.values()]
+    edges = np.unique(np.concatenate([ms for one in begins for ms in (one, one + 1000)]))
+    most = np.max([np.searchsorted(one, edges, "right") - np.searchsorted(one + 1000, edges, "right") for one in begins], axis=0)
+    return int(most[:-1] @ np.diff(edges)) // 1000
 
 
 def _at_once(one: Session, other: Session) -> bool:

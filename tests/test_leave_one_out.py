@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 
 from tests import leave_one_out
-from tests.kit import anchor, capture, give
+from tests.kit import anchor, capture, event, give, infusion, log, numbered
 from tests.test_proof import SLOW, histories, last_minute
 
 SEED = 20260308
@@ -78,3 +78,25 @@ def test_what_grows_is_what_is_ready_and_was_not_or_was_less():
     assert list(leave_one_out.grown({one: held}, {one: ready})) == [one]
     assert list(leave_one_out.grown({one: ready}, {one: ready, other: ready})) == [other]
     assert list(leave_one_out.grown({other: ready}, {other: ("ready", 2, frozenset())})) == [other]
+
+
+@pytest.mark.parametrize(
+    ("second", "double"),
+    [
+        ([event(30, "delivery_start", source="basal")], True),
+        ([event(30, "delivery_stop", source="basal")], True),
+        ([event(30, "delivery_start", source="pca")], False),
+        ([event(30, "delivery_stop", source="primary"), event(31, "delivery_start", source="basal")], False),
+        ([event(30, "delivery_stop"), event(31, "delivery_start", source="basal")], False),
+        ([event(30, "power_off"), event(31, "delivery_stop", source="basal")], False),
+        ([event(30, "clock_change", reason="loss"), event(31, "delivery_start", source="basal")], False),
+    ],
+)
+def test_what_runs_two_sources_at_once_is_known(second, double):
+    assert leave_one_out.runs_two_at_once(log(event(0, "delivery_start", source="primary"), *second)) is double
+
+
+def test_a_line_with_a_session_of_unknown_utc_is_known():
+    lines = numbered([*infusion(0, 60), event(90, "other")])
+    assert leave_one_out.with_a_printed_date(give(capture(lines))) == {("pt-1", "ord-1", "2026-03-02", "96369")}
+    assert leave_one_out.with_a_printed_date(give(capture(lines, anchor=anchor(90)))) == set()
