@@ -223,11 +223,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """A step of the clock that was not told, `at` s, before record number `before`; `own_by`: that of the family's elapsed time."""
+    """A step of the clock that was not told, `at` s, before record number `before` and behind so many readings of the clock; `own_by`:
+    that of the family's elapsed time."""
 
     at: float
     by: float
     before: int
+    readings: int
     own_by: float = 0
 
 
@@ -329,7 +331,7 @@ class _Pump:
             self.lose_power(one)
 
     def jump(self, by: float, own_by: float = 0) -> None:
-        self.history.jumps.append(Jump(self.now, by, len(self.history.records), own_by))
+        self.history.jumps.append(Jump(self.now, by, len(self.history.records), len(self.history.readings), own_by))
         self.base += timedelta(seconds=by)
 
     def tell(self, to: datetime) -> None:
@@ -565,7 +567,8 @@ def _how(history: History, jump: Jump, found: Stretches) -> str:
     here = stretch[before]
     mine = sorted((r for r in at if stretch[r.after] == here), key=lambda r: r.at)
     goes_on = after is not None and stretch[after] == here
-    later = [r for r in mine if r.at > jump.at]
+    behind = set(history.readings[jump.readings :])
+    later = [r for r in mine if r in behind]
     if aside:
         later, goes_on = [r for r in later if r.after == before], False
     earlier = [r for r in mine if r not in later]
@@ -578,7 +581,7 @@ def _how(history: History, jump: Jump, found: Stretches) -> str:
     if not mine:
         return "no anchor at all"
     if not earlier or not later:
-        seen = [r for r in found.back if stretch[r.after] == here and r.at > jump.at]
+        seen = [r for r in found.back if stretch[r.after] == here and r in behind]
         alone = seen and not any(jump.at < other.at < seen[0].at for other in history.jumps)
         return "an anchor that is a step back" if earlier and alone else "not bracketed"
     skews = [(abs((b.utc - a.utc) - (at[b] - at[a])), abs(at[b] - at[a])) for a in earlier for b in later]

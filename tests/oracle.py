@@ -441,12 +441,12 @@ class Session:
         return int(np.floor(self.place() + 0.5)) + self.stretch.elapsed[slots] - self.stretch.elapsed[self.first]
 
     def begins_ms(self) -> Any:
-        """When each of its infusing seconds begins on the common time line, in ms: where all of its UTC is known, as drift has it."""
+        """When each of its infusing seconds begins on the common time line, in ms: as drift has it, where nothing contradicts its UTC."""
         stretch = self.stretch
+        if stretch.doubtful(self.first, self.end):
+            return 1000 * self.seconds()
         knots = sorted({self.first, self.end, *(at for at, _, _ in stretch.anchors if self.first < at < self.end)})
         known = [utc for knot in knots if (utc := stretch.utc(knot)) is not None]
-        if len(known) < len(knots):
-            return 1000 * self.seconds()
         slots = np.flatnonzero(self.infusing & (stretch.weight > 0))
         return np.round(1000 * np.interp(stretch.elapsed[slots], stretch.elapsed[knots], known)).astype(np.int64)
 
