@@ -164,7 +164,7 @@ class _Book:
         return len(self.order)
 
     def _day_codes(self, reached: Ints) -> None:
-        """What is found of therapy days, the code of each, and which codes hold a holder."""
+        """What is found of therapy days, and the code of each."""
         days, terms = self.days, self.spans.terms
         order, day, continuous = days.order[self.per_diem], days.day[self.per_diem], days.continuous[self.per_diem]
         # A session of unknown UTC has dates, as printed, that its doubt may not reach.
@@ -182,15 +182,18 @@ class _Book:
         codes |= np.where(np.array(out, dtype=np.bool_)[which], BIT["NOT_IN_FORCE"], 0)
         _, same = distinct(terms.patient[order], terms.rules[order], day)
         codes |= np.where(several(same, order, len(order))[same], BIT["SECOND_ORDER_SAME_DAY"], 0)
-        holding = terms.per_rules(lambda rules: bits_of(rules.holds))[self.order]
-        # What can have no line can have none held: its codes inform.
-        holding[: len(self.encounters)][~self.encounters.eligible] = 0
-        self.holding: Ints = holding
         # Of a day, what does not hold is not looked for.
-        self.codes = np.concatenate((self.holds.codes, codes & holding[len(self.encounters) :]))
-        self.reasons = self.codes & holding
+        self.codes = np.concatenate((self.holds.codes, codes & self.holding[len(self.encounters) :]))
+        self.reasons = self.codes & self.holding
 
     # --- of each holder ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def holding(self) -> Ints:
+        """The codes that hold it, as bits: none where there can be no line, of which all inform."""
+        found: Ints = self.spans.terms.per_rules(lambda rules: bits_of(rules.holds))[self.order]
+        found[: len(self.encounters)][~self.encounters.eligible] = 0
+        return found
 
     @cached_property
     def ids(self) -> list[str]:
