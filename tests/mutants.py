@@ -4,7 +4,8 @@ A mutant is a module of `MODULES` with one small change of its syntax tree. The 
 of `TESTS` fails or takes longer than `CPU_S`; what the suite lets pass, the tables kill if any of the same random encounters
 (tests/oracle.py) and histories (tests/histories.py) gives another table than the module as it is written, or none in time. The command
 gives both scores: that of the suite alone, and that with the tables. Every mutant runs in a forked child that loads our modules anew;
-nothing is written to disk. Words are not mutated, nor what loads only (imports, annotations, names of kernels).
+nothing is written to disk. Words are not mutated, nor what loads only (imports, annotations, names of kernels), nor what asserts only
+(`assert`, `strict=True`).
 """
 
 from __future__ import annotations
@@ -109,14 +110,15 @@ def _nodes(holder: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue
         for place, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(node, ast.AST) and not _loads_only(node):
+            if isinstance(node, ast.AST) and not _changes_nothing(node):
                 yield holder, name, place, node
                 yield from _nodes(node)
 
 
-def _loads_only(node: ast.AST) -> bool:
+def _changes_nothing(node: ast.AST) -> bool:
+    """Whether it loads only, or asserts only."""
     match node:
-        case ast.Import() | ast.ImportFrom() | ast.Assert():
+        case ast.Import() | ast.ImportFrom() | ast.Assert() | ast.keyword(arg="strict"):
             return True
         case ast.Expr(value=ast.Constant()) | ast.BinOp(op=ast.BitOr(), right=ast.Constant(value=None)):
             return True
