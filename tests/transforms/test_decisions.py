@@ -190,6 +190,16 @@ def test_a_stop_holds_only_within_the_piece(minutes, holds):
     assert ("NO_STOP" in one.given.session["flags"]) is not holds
 
 
+@pytest.mark.parametrize(("minutes", "infusing", "held"), [(30, 25, False), (50, 40, True), (60, 50, True), (61, 15, True)])
+def test_a_stop_of_two_sources_that_went_on_together_ends_each_that_it_lies_within(minutes, infusing, held):
+    """Both deliver again from the end of the limit: the basal until it starts anew, the other until the power comes on."""
+    both = [event(0, START, source="primary"), event(1, START, source="basal"), event(10, "limit_reached"), event(20, "limit_cleared")]
+    one = desk(*both, event(40, START, source="basal"), event(45, STOP, source="basal"), event(60, "power_on"))
+    (again,) = [row["event_id"] for row in one.given.rows("events") if row["kind"] == "limit_cleared"]
+    one.shape("stop", again, at(minutes) + "Z")
+    assert (one.given.session["infusing_s"] // 60, "NO_STOP" in one.given.session["flags"]) == (infusing, held)
+
+
 def test_a_limit_within_the_piece_stays_kvo():
     one = desk(event(0, START), event(20, "limit_reached"), event(60, START), event(70, "limit_cleared"), event(90, STOP))
     one.stop(30)
@@ -540,6 +550,20 @@ def test_a_void_of_an_encounter_voids_all_its_lines():
     case = one.case()
     one.about(case, "void", case.encounter_id, case.evidence_hash)
     assert one.given.states() == {"void"}
+
+
+def test_a_clear_lapses_when_what_it_cleared_reaches_another_date():
+    """Of two pumps of an order: the hole in the log of the one is not settled, and with each record behind it it reaches further."""
+    known = orders({}, {"pump_id": "canonical:B2"})
+    holed = [{"seq": 1, **event(0, "other")}, {"seq": 9, **event(2 * 1440, "other")}]
+    whole = capture(numbered(infusion(1440, 60)), pump="canonical:B2", anchor=anchor(9 * 1440))
+    one = Desk([capture(holed, anchor=anchor(9 * 1440)), whole], known)
+    assert [line["reasons"] for line in one.lines()] == [["LOG_GAP"]]
+    one.clear("LOG_GAP")
+    assert [line["state"] for line in one.lines()] == ["ready"]
+    later = [*holed, {"seq": 10, **event(3 * 1440, "other")}]
+    one.captures = [capture(later, anchor=anchor(9 * 1440)), whole]
+    assert [line["reasons"] for line in one.lines()] == [["LOG_GAP"]]
 
 
 def test_a_void_that_lapsed_holds_until_somebody_looks():
