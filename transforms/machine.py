@@ -207,9 +207,8 @@ def close(steps: Any, pump: Any, one: Any, covers: Any, found: Any, last: int, s
 def unstopped(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: Any, last: int, source: int, row: int) -> None:
     """A record that cannot follow on what delivers: all since this delivery began is unknown, unless a reviewer knows its stop."""
     began = one[source, BEGAN]
-    first = began if began >= 0 else pump[FIRST_ROW]
-    if steps.stopped[first] != NONE and steps.stopped[first] <= ms_of(steps, pump, row):
-        pump[AT_MS], pump[AT_ROW] = steps.stopped[first], first
+    if steps.stopped[began] != NONE and steps.stopped[began] <= ms_of(steps, pump, row):
+        pump[AT_MS], pump[AT_ROW] = steps.stopped[began], began
         at = _DECIDED if pump[AT_MS] > ms_of(steps, pump, began) else began
         if one[source, LIMITED_AT] != _NOWHERE and ms_of(steps, pump, at) <= ms_of(steps, pump, one[source, LIMITED_AT]):
             one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
@@ -217,9 +216,9 @@ def unstopped(steps: Any, pump: Any, one: Any, flow: Any, covers: Any, found: An
         end(steps, pump, found, last, at, False)
         flow[source, GIVEN] = np.nan
         return
-    segment(steps, pump, found, last, UNKNOWN, source, one[source, BEGAN], row, NO_STOP)
+    segment(steps, pump, found, last, UNKNOWN, source, began, row, NO_STOP)
     limited = one[source, LIMITED_AT]
-    cover(steps, pump, covers, last, one[source, BEGAN], limited if limited != _NOWHERE else row)
+    cover(steps, pump, covers, last, began, limited if limited != _NOWHERE else row)
     one[source, LIMITED_AT] = one[source, PENDING] = _NOWHERE
     flow[source, GIVEN] = np.nan
     end(steps, pump, found, last, row, False)

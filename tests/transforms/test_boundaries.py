@@ -298,6 +298,7 @@ def test_two_pumps_on_one_therapy_day_are_never_counted_twice():
     ("says", "events", "states"),
     [
         ("less than a day", [event(0, "delivery_start"), event(1439, "other")], {2: "hold", 3: "hold"}),
+        ("a second less than a day", [event(0, "delivery_start"), event(1440 - 1 / 60, "other")], {2: "hold", 3: "hold"}),
         ("a day", [event(0, "delivery_start"), event(1440, "other")], {2: "ready", 3: "hold"}),
         ("up to midnight", [event(-480, "delivery_start"), event(MIDNIGHT, "other")], {2: "hold"}),
         ("two days", [event(0, "delivery_start"), event(2880, "other")], {2: "ready", 3: "ready", 4: "hold"}),

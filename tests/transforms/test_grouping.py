@@ -116,6 +116,12 @@ def test_what_runs_at_the_end_leaves_the_session_of_the_order_in_force_open_what
     assert (second["order_id"], second["infusing_s"], second["flags"]) == ("ord-2", 3600, ["SESSION_OPEN"])
 
 
+def test_a_source_at_rate_0_in_a_stretch_that_has_no_session_leaves_none_open():
+    lost = [event(70, "clock_change", reason="loss"), event(71, START, rate_ml_h=0), event(80, "other")]
+    (only,) = sessions(log(*infusion(0, 60), *lost, end=90))
+    assert "SESSION_OPEN" not in only["flags"]
+
+
 def test_an_order_of_another_pump_is_no_order_of_this_one():
     known = orders(
         {}, {"pump_id": "canonical:B2", "order_id": "ord-2", "start": at(60) + "Z"}, {"pump_id": "canonical:C3", "order_id": "ord-3"}

@@ -145,10 +145,11 @@ def test_pumps_that_infuse_at_once_of_an_order_billed_by_the_day_hold_nobody():
 # --- what was cleared, and what opens it again --------------------------------------------------------------------------------------
 
 
-def both(one: Events, other: Events, **order: str) -> Desk:
-    """A desk with two pumps, the second of another order if it is named."""
-    known = orders({}, {"pump_id": A2, **order})
-    return Desk([capture(numbered(events), pump=pump, anchor=anchor(9000)) for events, pump in ((one, A1), (other, A2))], known)
+def both(one: Events, other: Events, third: Events | None = None, **order: str) -> Desk:
+    """A desk with two pumps, the second of another order if it is named, and maybe a third of one of its own."""
+    known = orders({}, {"pump_id": A2, **order}, {"pump_id": A3, "order_id": "ord-3"})
+    pumps = ((one, A1), (other, A2), *([(third, A3)] if third is not None else []))
+    return Desk([capture(numbered(events), pump=pump, anchor=anchor(9000)) for events, pump in pumps], known)
 
 
 def gap(*events: dict[str, Any], without: int, and_without: int = 0) -> Desk:
@@ -182,6 +183,12 @@ CLEARED: dict[str, tuple[str, Desk, Desk, bool]] = {
         both(infusion(0, 60), infusion(100, 60), **IV),
         both(infusion(0, 60), infusion(100, 61), **IV),
         False,
+    ),
+    "more of a third order, beside an intravenous infusion": (
+        "IV_SAME_ENCOUNTER",
+        both(infusion(0, 60), infusion(100, 60), infusion(0, 60), **IV),
+        both(infusion(0, 60), infusion(100, 60), infusion(0, 61), **IV),
+        True,
     ),
     "another infusion of the other pump at once, of another date": (
         "OVERLAPPING_PUMPS",
