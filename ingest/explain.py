@@ -360,7 +360,7 @@ def _code_says(code: str) -> Row:
 def _may_reach(doubt: Row, day: date) -> bool:
     """Whether a cut may reach a local date, whatever its zone: within a day of it in UTC."""
     margin = timedelta(days=1)
-    low, high = doubt["from_utc"], doubt["to_utc"]
+    low, high = doubt["since_utc"] or doubt["from_utc"], doubt["to_utc"]
     return (low is None or low.date() - margin <= day) and (high is None or high.date() + margin >= day)
 
 

@@ -274,7 +274,8 @@ def doubt_words(doubt: Row, tz: str | None = None) -> str:
     low, high = doubt["from_utc"], doubt["to_utc"]
     reach = [f"from {stamp(low, tz)}" if low else "", f"to {stamp(high, tz)}" if high else ""]
     about = "a cut in the log" if doubt["session_id"] is None else "this session"
-    return f"{doubt['code']}, {about}: {doubt['says']['found']} It reaches {' '.join(filter(None, reach)) or 'without bound'}."
+    also = f", and the session from {stamp(doubt['since_utc'], tz)} on that may go on behind it" if doubt["since_utc"] else ""
+    return f"{doubt['code']}, {about}: {doubt['says']['found']} It reaches {' '.join(filter(None, reach)) or 'without bound'}{also}."
 
 
 def hole_words(hole: Row) -> str:

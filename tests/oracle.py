@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -254,9 +255,18 @@ class Stretch:
     base: int = 0
     last_of_log: bool = False
 
+    @cached_property
+    def contradicted(self) -> list[tuple[tuple[int, int, float], tuple[int, int, float]]]:
+        """The pairs of anchors that disagree, with no such pair within."""
+        places = [(i, j) for j, b in enumerate(self.anchors) for i, a in enumerate(self.anchors[:j]) if disagree(a, b)]
+        narrow = [(i, j) for i, j in places if not any((k, m) != (i, j) and i <= k and m <= j for k, m in places)]
+        return [(self.anchors[i], self.anchors[j]) for i, j in narrow]
+
     def utc(self, slot: int) -> float | None:
         """UTC seconds at a slot, or None where the offset is not known."""
         here = float(self.elapsed[slot])
+        if any(a[0] < slot < b[0] for a, b in self.contradicted):
+            return None
         for at, e1, u1 in self.anchors:
             if at == slot:
                 return u1 + here - e1
@@ -264,8 +274,6 @@ class Stretch:
         after = [a for a in self.anchors if a[0] > slot]
         if before and after:
             (_, e1, u1), (_, e2, u2) = before[-1], after[0]
-            if disagree(before[-1], after[0]):
-                return None
             return u1 + (u2 - u1) * (here - e1) / (e2 - e1) if e2 > e1 else u1 + here - e1
         if not self.anchors:
             return None
@@ -274,7 +282,7 @@ class Stretch:
 
     def doubtful(self, first: int, end: int) -> bool:
         """Whether a time of unknown quality lies from one slot to another."""
-        return not self.anchors or any(disagree(a, b) and first < b[0] and end > a[0] for a, b in pairwise(self.anchors))
+        return not self.anchors or any(first < b[0] and end > a[0] for a, b in self.contradicted)
 
     def printed(self, slot: int) -> int:
         """What the pump's clock shows at a slot."""
@@ -379,9 +387,9 @@ def _lay_out(one: Stretch) -> None:
 
 
 def bolus_start(placed: Placed) -> int:
-    """The elapsed second at which a bolus starts; nothing has a time before the first record of its stretch."""
+    """The elapsed second at which a bolus starts; before 0, of which no second counts, where that is before its stretch."""
     said = placed.event.said
-    return max(0, placed.named) - (int(said.get("duration_s") or 0) if said.get("at") == "end" else 0)
+    return placed.named - (int(said.get("duration_s") or 0) if said.get("at") == "end" else 0)
 
 
 # --- §4: what each slot is ------------------------------------------------------------------------------------------------------------
@@ -706,6 +714,7 @@ def derive(pump: str, captures: Iterable[Capture], orders: Sequence[Mapping[str,
             continue
         machine = Machine(stretch)
         sessions = _sessions(machine, number, pump, orders, result.gaps)
+        quiet_clock = stretch.cuts == ["CLOCK_UNCERTAIN"] and idle
         for code in stretch.cuts:
             quiet = code == "CLOCK_UNCERTAIN" and (idle or len(stretch.cuts) > 1)
             settle, how = (stretch.events[0], "first") if quiet else _settling(stretch)
@@ -716,7 +725,7 @@ def derive(pump: str, captures: Iterable[Capture], orders: Sequence[Mapping[str,
             result.disputed.add(KVO_BEFORE_LOSS)
         _flag_ends(machine, sessions)
         result.sessions += sessions
-        result.setups += _setups(machine, sessions)
+        result.setups += _setups(machine, sessions, quiet=quiet_clock)
         result.disputed |= machine.disputed | stretch.disputed
         kvo = machine.kvo_runs
         idle = _settling(stretch)[1] != "none" and not machine.any("delivering", "zero") and not kvo
@@ -858,8 +867,9 @@ def shows(event: Event) -> tuple[bool, str]:
     return not aborted, "possible" if target == "unknown" else "no"
 
 
-def _setups(machine: Machine, sessions: Sequence[Session]) -> list[Setup]:
+def _setups(machine: Machine, sessions: Sequence[Session], *, quiet: bool) -> list[Setup]:
     stretch = machine.stretch
+    settle, how = _settling(stretch)
     pieces = sorted(((piece.first, piece.end, session) for session in sessions for piece in session.pieces), key=lambda p: p[:2])
     groups: dict[int, list[Placed]] = {}
     found: list[Setup] = []
@@ -882,6 +892,8 @@ def _setups(machine: Machine, sessions: Sequence[Session]) -> list[Setup]:
         if inside:
             make(inside[0], [placed])
             continue
+        if how == "end" and not quiet and placed.slot < settle.slot:
+            continue
         following = next((n for n, (first, _, _) in enumerate(pieces) if first > placed.slot), None)
         if following is not None:
             groups.setdefault(following, []).append(placed)
@@ -896,7 +908,7 @@ def _setups(machine: Machine, sessions: Sequence[Session]) -> list[Setup]:
 def _reaches(pump: str, found: Sequence[Stretch], result: Pump, orders: Sequence[Mapping[str, str]]) -> None:
     def read(stretch: Stretch, slot: int) -> float | None:
         """UTC, as records know it: one at the very instant of an anchor that disagrees with the one before lies between the two."""
-        torn = any(disagree(a, b) and b[0] == slot for a, b in pairwise(stretch.anchors))
+        torn = any(b[0] == slot for _, b in stretch.contradicted)
         return None if torn else stretch.utc(slot)
 
     known = [
@@ -929,9 +941,18 @@ def _reaches(pump: str, found: Sequence[Stretch], result: Pump, orders: Sequence
             result.reaches.append(_either_way(Reach(session.order["order_id"], first, last, code)))
     mine = {order["order_id"]: order["tz"] for order in orders if order["pump_id"] == pump}
     for number, stretch in enumerate(found):
+        before = found[number - 1] if number else None
+        near = [
+            begins
+            for session in result.sessions
+            if before is not None and session.stretch is before and (begins := session.start_utc) is not None
+            if before.elapsed[-1] - before.elapsed[session.end] <= GAP_S
+        ]
         for code in stretch.cuts:
             for order_id, tz in mine.items():
                 first = back(number - 1, found[number - 1].events[-1].slot, tz) if number else None
+                if first is not None:
+                    first = min([first, *(local(begins, tz).date() for begins in near)])
                 last = on(number, stretch.reach_to[code], tz) if stretch.events else None
                 result.reaches.append(_either_way(Reach(order_id, first, last, code)))
 

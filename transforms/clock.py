@@ -39,7 +39,8 @@ class ClockPolicy:
 
 
 class Timeline(NamedTuple):
-    """Of every event, by row: its stretch (-1: a hole), elapsed and UTC time in ms (`NONE`: not known), quality, method, bound (s).
+    """Of every event, by row: its stretch (-1: a hole), elapsed and UTC time in ms (`NONE`: not known), quality, method, bound (s);
+    `early`: by how many ms the instant that a bolus names precedes its stretch, whose start then stands for it.
 
     By stretch: its pump, its first and last row, its end on elapsed time (its last event, or an anchor read after it), what it
     begins after. `contradicted`: (stretch, from, to) on elapsed time between two anchors that disagree, by stretch.
@@ -47,6 +48,7 @@ class Timeline(NamedTuple):
 
     stretch: Ints
     elapsed: Ints
+    early: Ints
     utc: Ints
     quality: Ints
     method: Ints
@@ -80,11 +82,11 @@ def place(block: Block, policy: ClockPolicy, confirmed: Mapping[int, int] | None
     )
     rows = kernel.rows(rows)
     stretch, elapsed, segment = np.full(size, -1, dtype=np.int64), np.full(size, NONE, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    of_stretch = np.zeros((size, 5), dtype=np.int64)
+    early, of_stretch = np.zeros(size, dtype=np.int64), np.zeros((size, 5), dtype=np.int64)
     anchor_at = np.full(len(block.after), NONE, dtype=np.int64)
     count = kernel.run(
-        rows, block.bounds, block.after, block.clock, block.anchor_bounds, int(policy.clock_step_s * 1000), stretch, elapsed, segment,
-        of_stretch, anchor_at,
+        rows, block.bounds, block.after, block.clock, block.anchor_bounds, int(policy.clock_step_s * 1000), stretch, elapsed, early,
+        segment, of_stretch, anchor_at,
     )  # fmt: skip
     utc, quality, method = (np.full(size, fill, dtype=np.int64) for fill in (NONE, UNKNOWN, _UNANCHORED))
     bound = np.full(size, np.nan)
@@ -100,7 +102,7 @@ def place(block: Block, policy: ClockPolicy, confirmed: Mapping[int, int] | None
             utc[low:high] = shown + confirmed[low] + elapsed[low:high] - elapsed[at]
             quality[low:high], method[low:high] = CORRECTED, _CONFIRMED
     pump, first, last, end, after = (np.ascontiguousarray(column) for column in of_stretch.T)
-    return Timeline(stretch, elapsed, utc, quality, method, bound, pump, first, last, end, after, contradicted)
+    return Timeline(stretch, elapsed, early, utc, quality, method, bound, pump, first, last, end, after, contradicted)
 
 
 def _last_shown(block: Block, new: Ints, low: int, high: int) -> tuple[int, int]:
@@ -127,10 +129,10 @@ PUMP, FIRST, LAST, END, AFTER = range(5)
 
 
 def run(
-    rows: Any, bounds: Any, anchor_after: Any, anchor_clock: Any, anchor_bounds: Any, step: int, stretch: Any, elapsed: Any, segment: Any,
-    of_stretch: Any, anchor_at: Any,
+    rows: Any, bounds: Any, anchor_after: Any, anchor_clock: Any, anchor_bounds: Any, step: int, stretch: Any, elapsed: Any, early: Any,
+    segment: Any, of_stretch: Any, anchor_at: Any,
 ) -> int:  # fmt: skip
-    """The clock itself: one pass over each pump in log order. Fills the last five arrays, and gives the number of stretches.
+    """The clock itself: one pass over each pump in log order. Fills the last six arrays, and gives the number of stretches.
 
     `mark` is the highest reading of the axis that counts (the family's own elapsed time, else the printed clock), `shown` the
     last printed reading. A reading below `mark` by up to `step` counts as no time until the clock has passed where it was.
@@ -164,8 +166,10 @@ def run(
                 stretch[row] = count - 1
                 if reading == NONE or mark == NONE:
                     elapsed[row] = now
+                elif reading < mark and rows.bolus[row]:
+                    elapsed[row], early[row] = max(0, now - (mark - reading)), max(0, mark - reading - now)
                 elif reading < mark:
-                    elapsed[row] = max(0, now - (mark - reading)) if rows.bolus[row] else now
+                    elapsed[row] = now
                 else:
                     now += reading - mark
                     elapsed[row] = now
@@ -199,19 +203,28 @@ def run(
     return count
 
 
+def disagree(anchor_at: Any, anchor_utc: Any, one: int, other: int, slope: float, drift_s: float) -> bool:
+    """Whether two anchors lie further apart than drift may move a clock."""
+    span = anchor_at[other] - anchor_at[one]
+    return bool(abs((anchor_utc[other] - anchor_utc[one]) - span) > slope * span + drift_s * 1000)
+
+
 def fix(
     stretch: Any, elapsed: Any, segment: Any, change: Any, native: Any, of_stretch: Any, bounds: Any, anchor_after: Any,
     anchor_at: Any, anchor_utc: Any,
     trip: Any, drift_s_per_day: float, drift_s: float, utc: Any, quality: Any, method: Any, bound: Any,
 ) -> Any:  # fmt: skip
-    """UTC, quality, method and bound of the rows of each stretch from its anchors; gives the pairs of anchors that disagree.
+    """UTC, quality, method and bound of the rows of each stretch from its anchors; gives the pairs of anchors that disagree, of each
+    anchor the latest before it that does, unless such a pair lies within.
 
-    A row between two anchors takes its UTC from both: drift moves it in proportion. Where the two disagree nothing between
-    them is known.
+    A row between two anchors takes its UTC from both: drift moves it in proportion. Between two that disagree nothing is known,
+    whatever was read between them: a clock that is set little by little is set.
     """
     contradicted = np.zeros((len(anchor_after), 3), dtype=np.int64)
     disagreeing, pump, own = 0, -1, False
     mine = np.zeros(len(anchor_after) + 1, dtype=np.int64)
+    apart = np.zeros(len(anchor_after) + 1, dtype=np.bool_)
+    slope = drift_s_per_day * 1000 / _DAY_MS
     anchor = 0
     for number in range(len(of_stretch)):
         first, last = of_stretch[number, FIRST], of_stretch[number, LAST]
@@ -227,18 +240,30 @@ def fix(
             pump, own = of_stretch[number, PUMP], False
             for row in range(bounds[pump], bounds[pump + 1]):
                 own = own or native[row] != NONE
-        torn = False
-        for i in range(have - 1):
-            one, other = mine[i], mine[i + 1]
-            span = anchor_at[other] - anchor_at[one]
-            if abs((anchor_utc[other] - anchor_utc[one]) - span) > drift_s_per_day * 1000 * span / _DAY_MS + drift_s * 1000:
-                contradicted[disagreeing, 0] = number
-                contradicted[disagreeing, 1] = anchor_at[one]
-                contradicted[disagreeing, 2] = anchor_at[other]
-                disagreeing += 1
-                # Two readings that disagree, of one moment or beside elapsed time of the family's own, by which no jump lies
-                # between them: one of them is false, and nothing tells which.
-                torn = torn or own or span == 0
+        torn, oldest = False, 0
+        apart[:have] = False
+        least, most = np.inf, -np.inf
+        for j in range(have):
+            # The bounds of what all anchors since the oldest allow: most anchors lie within, and need no look at each of these.
+            offset, drift = float(anchor_utc[mine[j]] - anchor_at[mine[j]]), slope * anchor_at[mine[j]]
+            if offset - drift - least > drift_s * 1000 - 1 or most - offset - drift > drift_s * 1000 - 1:
+                for i in range(j - 1, oldest - 1, -1):
+                    if disagree(anchor_at, anchor_utc, mine[i], mine[j], slope, drift_s):
+                        contradicted[disagreeing, 0] = number
+                        contradicted[disagreeing, 1] = anchor_at[mine[i]]
+                        contradicted[disagreeing, 2] = anchor_at[mine[j]]
+                        disagreeing += 1
+                        # Two readings that disagree, of one moment or beside elapsed time of the family's own, by which no jump
+                        # lies between them: one of them is false, and nothing tells which.
+                        torn = torn or own or anchor_at[mine[i]] == anchor_at[mine[j]]
+                        apart[i:j] = True
+                        oldest, least, most = i + 1, np.inf, -np.inf
+                        for k in range(oldest, j):
+                            other = float(anchor_utc[mine[k]] - anchor_at[mine[k]])
+                            least = min(least, other - slope * anchor_at[mine[k]])
+                            most = max(most, other + slope * anchor_at[mine[k]])
+                        break
+            least, most = min(least, offset - drift), max(most, offset + drift)
         before = -1
         for row in range(first, last + 1):
             while before + 1 < have and anchor_after[mine[before + 1]] < row:
@@ -246,8 +271,7 @@ def fix(
             left, right = mine[max(before, 0)], mine[min(before + 1, have - 1)]
             since, span = elapsed[row] - anchor_at[left], anchor_at[right] - anchor_at[left]
             skew = (anchor_utc[right] - anchor_utc[left]) - span
-            apart = torn or (left != right and abs(skew) > drift_s_per_day * 1000 * span / _DAY_MS + drift_s * 1000)
-            if apart:
+            if torn or (left != right and apart[before]):
                 method[row] = 3
                 continue
             share = since / span if span > 0 else 0.0
@@ -265,5 +289,5 @@ def fix(
     return contradicted[:disagreeing]
 
 
-KERNELS = ("run", "fix")
+KERNELS = ("run", "disagree", "fix")
 LEAN = frozenset[str]()

@@ -13,7 +13,7 @@ from transforms import tables
 from transforms.block import Ints
 from transforms.codes import BIT, named
 from transforms.encounters import INFUSING, UNKNOWN, Encounters, Spans, day_of
-from transforms.groups import Bools, begins, covered, either, expand, has
+from transforms.groups import Bools, begins, covered, distinct, either, expand, has
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,16 @@ class Days:
 
     @property
     def left_open(self) -> Bools:
-        """Where an open session leaves a date open: its last, or all of its dates while it spans less than 24 h."""
+        """Where an open session leaves a date open: its last, or all of its dates while it spans less than 24 h; also one that began with
+        the last record of the log, of which no second is told."""
         spans, terms = self.spans, self.spans.terms
-        last = terms.days(np.maximum(spans.start, spans.stop - 1), spans.order)
-        is_open = spans.flags & BIT["SESSION_OPEN"] != 0
-        brief = spans.ints("span_s") < 86_400
-        left = is_open[self.member] & (brief[self.member] | (last[self.member] == self.day[self.of_member]))
-        return has(self.of_member, left, len(self))
+        open_ = np.flatnonzero(spans.flags & BIT["SESSION_OPEN"] != 0)
+        last = terms.days(np.maximum(spans.start, spans.stop - 1)[open_], spans.order[open_])
+        first = np.where(spans.ints("span_s")[open_] < 86_400, terms.days(spans.start[open_], spans.order[open_]), last)
+        place, day = expand(first, last + 1)
+        order = np.concatenate((self.order, spans.order[open_][place]))
+        _, which = distinct(order, np.concatenate((self.day, day)))
+        return np.isin(which[: len(self)], which[len(self) :])
 
     def table(self) -> pa.Table:
         """DAYS."""

@@ -275,16 +275,20 @@ def flag_ends(line: Any, found: Any, number: int, begin: int, gap_ms: int, out: 
                 sessions[session, FLAG] |= code
 
 
+def is_quiet(line: Any, found: Any, number: int) -> bool:
+    """Whether a stretch begins behind a cut of the clock alone, with nothing running before it."""
+    if line.after[number] != CLOCK or not line.follows[number]:
+        return False
+    of = found.of_stretch[number - 1]
+    return bool(of[SETTLED] >= 0 and of[OPEN_MS] == NONE and not of[IDLE_AT_END])
+
+
 def flag_cut(told: Any, line: Any, found: Any, number: int, begin: int, gap_ms: int, out: Any) -> None:
     """After a cut the log may hide that a delivery goes on (docs/semantics.md §4.6)."""
     cut, first, last, of = line.after[number], line.first[number], line.last[number], found.of_stretch[number]
     if cut != HOLE and cut != CLOCK:
         return
-    quiet = False
-    if cut == CLOCK and line.follows[number]:
-        earlier_one = found.of_stretch[number - 1]
-        quiet = earlier_one[SETTLED] >= 0 and earlier_one[OPEN_MS] == NONE and not earlier_one[IDLE_AT_END]
-    ends = False
+    quiet, ends = is_quiet(line, found, number), False
     if quiet:
         settled = first
     elif of[SETTLED] >= 0:
@@ -572,8 +576,10 @@ def session_of(out: Any, begin: int, piece: int) -> int:
 
 
 def make_setups(told: Any, line: Any, found: Any, number: int, begin: int, out: Any) -> None:
-    """Set-up events with no piece beginning between them are one set-up; one within a piece is one of its own."""
+    """Set-up events with no piece beginning between them are one set-up; one within a piece is one of its own. Those before a halt
+    that settles the stretch may lie within a delivery that the log does not show: they are of no session."""
     pieces, of = found.pieces, found.of_stretch[number]
+    settled = of[SETTLED] if of[SETTLED] >= 0 and not of[BY_START] and not is_quiet(line, found, number) else -1
     first, last = of[PIECES], of[PIECES_END]
     longest = np.empty(last - first, dtype=np.int64)
     for piece in range(first, last):
@@ -606,23 +612,25 @@ def make_setups(told: Any, line: Any, found: Any, number: int, begin: int, out: 
             out.made[N_FILL] += 1
             add_setup(told, out, number, opened, session_of(out, begin, within))
             continue
-        if waiting > 0 and begun > starting(pieces, first, last, told.ms[newest], newest, True):
-            flush(told, pieces, first, last, number, begin, held, waiting, out)
+        if waiting > 0 and (newest < settled <= row or begun > starting(pieces, first, last, told.ms[newest], newest, True)):
+            flush(told, pieces, first, last, number, begin, held, waiting, settled, out)
             waiting = 0
         held[waiting] = row
         waiting += 1
         newest = row
     if waiting > 0:
-        flush(told, pieces, first, last, number, begin, held, waiting, out)
+        flush(told, pieces, first, last, number, begin, held, waiting, settled, out)
 
 
-def flush(told: Any, pieces: Any, first: int, last: int, number: int, begin: int, held: Any, waiting: int, out: Any) -> None:
-    """The set-up events that waited are one set-up, of the session of the next piece."""
+def flush(
+    told: Any, pieces: Any, first: int, last: int, number: int, begin: int, held: Any, waiting: int, settled: int, out: Any
+) -> None:  # fmt: skip
+    """The set-up events that waited are one set-up, of the session of the next piece if none of them is before the settling record."""
     opened, newest = out.made[N_FILL], held[waiting - 1]
     out.fills[opened : opened + waiting] = held[:waiting]
     out.made[N_FILL] += waiting
     piece = starting(pieces, first, last, told.ms[newest], newest, True)
-    add_setup(told, out, number, opened, session_of(out, begin, piece) if piece < last else -1)
+    add_setup(told, out, number, opened, session_of(out, begin, piece) if piece < last and newest >= settled else -1)
 
 
 # --- all ------------------------------------------------------------------------------------------------------------------------
@@ -668,7 +676,7 @@ def run(told: Any, line: Any, found: Any, said: Any, contradicted: Any, gap_ms: 
 
 KERNELS = (
     "earlier", "sort_rows", "up_to", "utc_of", "any_within", "starting", "before_row", "patient_between", "make_sessions", "flag_ends",
-    "flag_cut", "too_soon", "instants_of", "flag_rest", "is_flow_of", "count_inside", "lay_out", "add_setup", "session_of", "flush",
-    "make_setups", "run",
+    "is_quiet", "flag_cut", "too_soon", "instants_of", "flag_rest", "is_flow_of", "count_inside", "lay_out", "add_setup", "session_of",
+    "flush", "make_setups", "run",
 )  # fmt: skip
 LEAN = frozenset[str]()

@@ -50,9 +50,11 @@ def reaches_of(spans: Spans, orders: Orders) -> list[Reach]:
     """How far what is not proved reaches into the orders: of their own sessions, and of cuts in the logs of all pumps that they name."""
     terms, doubts = spans.terms, spans.facts.doubts
     found = []
-    since, until = (milliseconds(doubts[name]).tolist() for name in ("from_utc", "to_utc"))
+    since, until, ongoing = (milliseconds(doubts[name]) for name in ("from_utc", "to_utc", "since_utc"))
+    # A cut reaches the session that may go on behind it.
+    since = np.where((since != NONE) & (ongoing != NONE), np.minimum(since, ongoing), since)
     rows = doubts.select(["doubt_id", "code", "pump_id", "session_id", "order_id"]).to_pylist()
-    for row, low, high in zip(rows, since, until, strict=True):
+    for row, low, high in zip(rows, since.tolist(), until.tolist(), strict=True):
         cut = row["session_id"] is None
         named = sorted({order.order_id for order in orders.of_pump(row["pump_id"])}) if cut else [row["order_id"]]
         for order in (terms.rank[name] for name in named if name in terms.rank):

@@ -79,9 +79,9 @@ _NOWHERE, _BEFORE, _BEYOND, _DECIDED = -9, -2, -3, -4
 
 class Steps(NamedTuple):
     """What the machine needs of each event: elapsed ms, kind, source (-1: none told), whether its reason is an alarm's, whether the
-    pump stops after it, rate (NaN: unknown; mL/h, else dose), volume told (NaN), duration ms, whether its time is that of the end
-    of a bolus, the source that it proves (-1), and, of the record that a delivery without a stop begins with, the elapsed ms at which a
-    reviewer says that it ended (NONE)."""
+    pump stops after it, rate (NaN: unknown; mL/h, else dose), volume told (NaN), duration ms, by how many ms the instant that a bolus
+    names precedes its stretch, whether its time is that of the end of a bolus, the source that it proves (-1), and, of the record that a
+    delivery without a stop begins with, the elapsed ms at which a reviewer says that it ended (NONE)."""
 
     ms: Ints
     kind: Ints
@@ -91,6 +91,7 @@ class Steps(NamedTuple):
     rate: Floats
     told: Floats
     lasts: Ints
+    early: Ints
     at_end: npt.NDArray[np.bool_]
     proves: Ints
     stopped: Ints
@@ -504,7 +505,7 @@ def boluses(steps: Any, low: int, last: int, end_ms: int, covers: Any, found: An
     number = 0
     for row in range(low, last + 1):
         if steps.kind[row] == _BOLUS:
-            begins = steps.ms[row] - steps.lasts[row] if steps.at_end[row] else steps.ms[row]
+            begins = steps.ms[row] - steps.early[row] - (steps.lasts[row] if steps.at_end[row] else 0)
             given[number, 0] = max(begins, 0)
             given[number, 1] = row if begins >= 0 else -1
             given[number, 2] = row

@@ -101,6 +101,7 @@ class _Facts:
         self.found: Found = self._machine()
         self.pieces: Ints = self.found.pieces[: self.found.made[machine.N_PIECE]]
         self.said: Pieces = self._orders()
+        self.gap_ms = policy.gap_ms
         self.out, self.cut_up = self._grouped(policy.gap_ms)
 
     def facts(self, *, events: bool) -> Facts:
@@ -126,6 +127,7 @@ class _Facts:
             rate=np.where(np.isnan(ml), dose, ml),
             told=np.where(np.isnan(ml) & ~np.isnan(dose), np.nan, volume),
             lasts=np.rint(np.where(np.isnan(lasts), 0.0, lasts) * 1000).astype(np.int64),
+            early=self.line.early,
             at_end=block.is_one("at", "end"),
             proves=coded(block.column("proves"), SOURCE),
             stopped=stopped,
@@ -517,6 +519,16 @@ class _Facts:
         }
         return _table(tables.SETUPS, columns, "pump_id", "setup_id")
 
+    def _ongoing(self) -> Ints:
+        """Of each stretch, when the first of its sessions began that may go on behind the cut after it: those that ended there within
+        the gap limit; NONE where there is none."""
+        found = np.full(len(self.line.first), np.iinfo(np.int64).max)
+        stretch = self.rows[:, grouping.STRETCH]
+        ended = self.pieces[self.rows[:, grouping.STOP_PIECE], machine.E_MS]
+        near = (self.line.end[stretch] - ended <= self.gap_ms) & (self.rows[:, grouping.FROM_UTC] != NONE)
+        np.minimum.at(found, stretch[near], self.rows[near, grouping.FROM_UTC])
+        return np.where(found < np.iinfo(np.int64).max, found, NONE)
+
     def doubts(self) -> pa.Table:
         """What is not proved about time: cuts, from the last record before them on, and sessions with a code of the first row."""
         made: list[dict[str, Any]] = []
@@ -528,10 +540,12 @@ class _Facts:
         flags, firsts, settled = cuts.T
         pump_of = np.searchsorted(self.block.bounds, firsts, side="right") - 1
         since = np.where(firsts > self.block.bounds[pump_of], self.known_up_to(firsts - 1), NONE)
+        before = np.searchsorted(self.line.first, firsts) - 1
+        ongoing = np.append(self._ongoing(), NONE)[np.where(np.append(self.line.pump, -1)[before] == pump_of, before, -1)]
         until = np.where(settled >= 0, self.known_from(settled), NONE)
         keys, events = self.take("record_key", firsts).to_pylist(), self.take("event_id", firsts).to_pylist()
-        of_cuts = zip(flags.tolist(), pump_of.tolist(), keys, events, since.tolist(), until.tolist(), strict=True)
-        for flag, pump, key, event, from_utc, to_utc in of_cuts:
+        of_cuts = zip(flags.tolist(), pump_of.tolist(), keys, events, since.tolist(), until.tolist(), ongoing.tolist(), strict=True)
+        for flag, pump, key, event, from_utc, to_utc, goes_on in of_cuts:
             made.append(
                 {
                     "doubt_id": identify("cut", self.block.pumps[pump], key),
@@ -539,6 +553,7 @@ class _Facts:
                     "code": FLAGS[flag.bit_length() - 1],
                     "from_utc": _or_none(from_utc),
                     "to_utc": _or_none(to_utc),
+                    "since_utc": _or_none(goes_on),
                     "event_id": event,
                     "pieces": [],
                 }
@@ -564,6 +579,7 @@ class _Facts:
                         "code": code,
                         "from_utc": _or_none(from_utc),
                         "to_utc": _or_none(to_utc),
+                        "since_utc": None,
                         "event_id": event,
                         "pieces": self.unended(one) if code == "NO_STOP" else [],
                     }

@@ -147,6 +147,7 @@ DOUBTS = _schema(
     ("code", _S, "why (first row of docs/semantics.md §6)"),
     ("from_utc?", _UTC, "from when on it may have been; none: without bound"),
     ("to_utc?", _UTC, "until when; none: without bound"),
+    ("since_utc?", _UTC, "of a cut: the start of a session that ended shortly before it, and may go on behind it"),
     ("event_id", _S, "the first event of it"),
     ("pieces", pa.list_(PIECE), "of NO_STOP: the deliveries without a stop"),
 )

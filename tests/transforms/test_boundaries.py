@@ -309,6 +309,16 @@ def test_an_open_session_leaves_its_last_date_open_or_all_while_it_is_short(says
     assert {line["service_date"].day: line["state"] for line in given.rows("lines")} == states, says
 
 
+@pytest.mark.parametrize(("since", "states"), [(900, {2: "hold", 3: "ready"}), (MIDNIGHT + 200, {2: "ready", 3: "hold"})])
+def test_an_open_session_of_no_time_leaves_its_date_open_too(since, states):
+    """The pump was read right behind the start: how long it will run, and so the code of the date, is not known."""
+    first = [*infusion(0, 60), *([*infusion(MIDNIGHT + 10, 60)] if since > MIDNIGHT else [])]
+    given = log(*first, event(since, "delivery_start"), known=orders(rule_set="per-diem"), end=since + 1)
+    assert {line["service_date"].day: line["state"] for line in given.rows("lines")} == {
+        day: state for day, state in states.items() if day == 2 or since > MIDNIGHT
+    }
+
+
 def test_the_ledger_of_a_therapy_day_has_what_lies_in_it_alone():
     events = [*infusion(MIDNIGHT - 60, 30), *infusion(MIDNIGHT - 10, 40), event(MIDNIGHT + 30, "delivery_start", source="kvo")]
     given = log(*events, *infusion(MIDNIGHT + 40, 10), known=orders(rule_set="per-diem"))

@@ -267,6 +267,18 @@ def test_a_bolus_is_cut_short_by_the_end_of_its_stretch():
     assert laid_out(log(bolus(0, 30), event(10, "other"), end=15)) == [(0, 15, "infusing", "pca", 1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("first", "lasts", "infusing"),
+    [("other", 59, 4), ("other", 55, 0), ("other", 20, 0), ("reservoir_change", 59, 0), ("power_on", 59, 0), ("other", 600, 90)],
+)
+def test_of_a_bolus_that_began_before_its_stretch_only_what_lies_within_counts(first, lasts, infusing):
+    """It names 55 minutes before the first record; a halt there ends it, a stop later cuts it short."""
+    given = kit.log(
+        event(0, first), event(-55, "bolus_delivered", source="pca", duration_s=lasts * 60), event(90, "delivery_stop", source="pca")
+    )
+    assert kit.infused_s(given) == infusing * 60
+
+
 def test_boluses_told_out_of_order_are_taken_by_their_instants():
     given = log(event(0, "other"), bolus(30, 2), bolus(10, 5), bolus(20, 30), bolus(12, 1))
     assert [(low, high, seq) for low, high, what, _, seq, _ in laid_out(given) if what == "infusing"] == [(10, 15, 3), (20, 50, 4)]

@@ -116,6 +116,19 @@ def test_what_runs_at_the_end_leaves_the_session_of_the_order_in_force_open_what
     assert (second["order_id"], second["infusing_s"], second["flags"]) == ("ord-2", 3600, ["SESSION_OPEN"])
 
 
+@pytest.mark.parametrize(("ends", "further"), [("alarm", False), ("power_off", False), ("new_patient", False), ("reservoir_change", True)])
+def test_a_set_up_before_a_halt_that_settles_a_log_may_lie_in_a_delivery_that_is_not_seen_and_is_of_no_session(ends, further):
+    """Else it would stand for the first of the next session, and the first would be taken for a further one; a change of the reservoir is
+    itself of the next."""
+    halt = event(60, "alarm_raised", alarm_class="occlusion", stops_delivery=True) if ends == "alarm" else event(60, ends)
+    seen = [*infusion(600, 60), *new_setup(661), *infusion(665, 60)]
+    given = log(event(0, "priming_done", target="cannula", volume_ml=0.3), halt, *seen)
+    assert ("96371" in {line["code"] for line in given.rows("lines")}) is further
+    assert [row["session_id"] is None for row in given.rows("setups")].count(True) == 1
+    begun = log(event(0, "priming_done", target="cannula", volume_ml=0.3), *seen)
+    assert "96371" in {line["code"] for line in begun.rows("lines")}
+
+
 def test_a_source_at_rate_0_in_a_stretch_that_has_no_session_leaves_none_open():
     lost = [event(70, "clock_change", reason="loss"), event(71, START, rate_ml_h=0), event(80, "other")]
     (only,) = sessions(log(*infusion(0, 60), *lost, end=90))

@@ -54,6 +54,16 @@ def test_a_cut_reaches_the_dates_of_the_records_beside_it_to_the_second(says, si
     assert {day for (_, day), reasons in held(given).items() if "LOG_GAP" in reasons} == days, says
 
 
+@pytest.mark.parametrize(("ended", "days"), [(30, {3}), (60, {2, 3}), (89, {2, 3})])
+def test_a_cut_reaches_the_date_on_which_a_session_began_that_may_go_on_behind_it(ended, days):
+    """It ended properly after midnight, and the last record before the hole is within the gap limit of that; or it is not."""
+    evening = [event(MIDNIGHT - 60, "delivery_start", rate_ml_h=2.0), event(MIDNIGHT + ended, "delivery_stop")]
+    lines = numbered([*evening, event(MIDNIGHT + 120, "other"), event(MIDNIGHT + 125, "other"), *infusion(MIDNIGHT + 600, 60)])
+    lines = [line for line in lines if line["seq"] != 4]
+    given = kit.give(capture(lines[:3], anchor=anchor(MIDNIGHT + 120)), capture(lines, anchor=anchor(9000)), known=orders())
+    assert {day for (_, day), reasons in held(given).items() if "LOG_GAP" in reasons} == days
+
+
 def test_without_utc_before_it_a_doubt_reaches_back_without_bound_and_without_utc_behind_it_ahead():
     def given(*anchors: tuple[int, float]) -> set[int]:
         lines = numbered([event(1440, "other"), event(1441, "other"), *infusion(1450, 10), event(2900, "other")])

@@ -271,6 +271,22 @@ def test_between_two_anchors_that_disagree_nothing_is_known_and_each_keeps_its_o
     assert facts(log).events["time_bound_s"].to_pylist()[2:4] == [None, None]
 
 
+def test_a_clock_that_is_set_little_by_little_is_known_by_the_readings_that_lie_further_apart():
+    """Each reading agrees with the next, and the third not with the first: a reading more must not hide what two of them show."""
+    steps = read(others(0, 10, 20, 30, 40, 50), (2, 10, 10), (3, 20, 22), (4, 30, 34), (6, 50, 54))
+    assert [utc for utc, _, _ in told(steps)] == [0, 10, None, None, 44, 54]
+    assert [utc for utc, _, _ in told(read(others(0, 10, 20, 30, 40, 50), (2, 10, 10), (4, 30, 34), (6, 50, 54)))] == [
+        0,
+        10,
+        None,
+        None,
+        44,
+        54,
+    ]
+    more = read(others(0, 10, 20, 30, 40, 50), (1, 0, 0), (2, 10, 11.9), (3, 20, 23.8), (4, 30, 35.7), (5, 40, 47.6), (6, 50, 59.5))
+    assert [utc for utc, _, _ in told(more)] == [0, None, None, None, None, None]
+
+
 def test_two_readings_of_one_moment_that_disagree_leave_nothing_known_of_the_whole_stretch():
     assert {utc for utc, _, _ in told(read(others(0, 10, 20), (2, 10, 10), (2, 10, 400)))} == {None}
     assert {utc for utc, _, _ in told(read(others(0, 10, 20), (2, 10, 10), (2, 10, 11)))} != {None}
