@@ -55,8 +55,6 @@ RESETS = (datetime(2000, 1, 1), datetime(2007, 1, 1), datetime(2026, 1, 1))
 """What a clock shows that has lost the time."""
 NOT_TOLD = ("not bracketed", "hidden in drift")
 """The jumps that a log cannot show: no anchor on one side, or anchors that differ by no more than drift may."""
-BY_RULE = ("a session of unknown time has no order", "a cut on the date after its session began")
-"""Lines that fall short by a rule of docs/semantics.md §6: what has no order reaches none; a cut reaches no date before its last record."""
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------------------------
@@ -602,7 +600,7 @@ class Judged:
     held: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    by_rule: Counter[str] = field(default_factory=Counter)
+    by_rule: int = 0
     how: Counter[str] = field(default_factory=Counter)
     most_wrong: int = 0
 
@@ -652,16 +650,9 @@ def at_a_border(history: History) -> bool:
     return any(abs(gap - GAP_S) < 90 for gap in gaps) or any(_day(history, at - 900) != _day(history, at + 900) for at in starts)
 
 
-def _by_rule(history: History, day: date, given: kit.Given) -> str | None:
-    """Which of BY_RULE makes a line of this date fall short, if any does."""
-    if any(row["order_id"] is None and row["start"] is None for row in given.rows("sessions")):
-        return BY_RULE[0]
-    cuts = [history.records[before].at for before, _ in stretches(history).cuts()]
-    for pieces in _sessions(history):
-        begins, ends = pieces[0][0], pieces[-1][1]
-        if _day(history, begins) == day and any(begins <= cut < ends and _day(history, cut) > day for cut in cuts):
-            return BY_RULE[1]
-    return None
+def _by_rule(given: kit.Given) -> bool:
+    """Whether a line may fall short by a rule of docs/semantics.md §6: a session of unknown time that has no order reaches none."""
+    return any(row["order_id"] is None and row["start"] is None for row in given.rows("sessions"))
 
 
 def judge(history: History, policy: FactPolicy | None = None) -> Judged:
@@ -679,8 +670,8 @@ def judge(history: History, policy: FactPolicy | None = None) -> Judged:
         found.ready += 1
         if abs(off) <= 1:
             found.right += 1
-        elif off < 0 and (why := _by_rule(history, line["service_date"], given)):
-            found.by_rule[why] += 1
+        elif off < 0 and _by_rule(given):
+            found.by_rule += 1
         else:
             found.most_wrong = max(found.most_wrong, abs(off))
             true = truth.get(line["service_date"], 0)
@@ -775,7 +766,7 @@ class Figures:
     met: Counter[str] = field(default_factory=Counter)
     how: Counter[str] = field(default_factory=Counter)
     apart: dict[str, Counter[str]] = field(default_factory=lambda: {name: Counter() for name in NOT_TOLD})
-    by_rule: Counter[str] = field(default_factory=Counter)
+    by_rule: int = 0
     silent: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, number: int, made: History, judged: Judged) -> None:
@@ -793,7 +784,7 @@ class Figures:
         self.ready += judged.ready
         self.right += judged.right
         self.held += judged.held
-        self.by_rule.update(judged.by_rule)
+        self.by_rule += judged.by_rule
         self.silent += [(number, what) for what in (*judged.wrong, *judged.lost)]
 
     def text(self) -> str:
@@ -801,8 +792,8 @@ class Figures:
         counts = f"{self.lines} lines, {self.ready} ready, {self.right} of them right within 1 minute, {self.held} held"
         shown = [
             f"{self.histories} histories; where every jump is told, shown or bracketed: {counts}, {len(self.silent)} silent errors",
+            f"ready and short by a rule of §6, a session of unknown time has no order: {self.by_rule} lines",
         ]
-        shown += [f"ready and short by a rule of §6, {why}: {self.by_rule[why]} lines" for why in BY_RULE]
         for name, apart in self.apart.items():
             said = ", ".join(f"{key} {apart[key]}" for key in ("histories", "held", "ready", "wrong", "most minutes off"))
             shown.append(f"apart, a jump {name}: {said}")

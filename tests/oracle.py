@@ -892,7 +892,7 @@ def _setups(machine: Machine, sessions: Sequence[Session], *, quiet: bool) -> li
         if inside:
             make(inside[0], [placed])
             continue
-        if how == "end" and not quiet and placed.slot < settle.slot:
+        if how == "end" and settle.event.kind != "reservoir_change" and not quiet and placed.slot < settle.slot:
             continue
         following = next((n for n, (first, _, _) in enumerate(pieces) if first > placed.slot), None)
         if following is not None:

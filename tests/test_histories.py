@@ -29,7 +29,7 @@ def judged():
 def test_a_line_is_right_within_a_minute_or_held_wherever_the_log_can_show_what_its_clock_did(judged):
     assert judged.silent == [], f"python -m tests.histories --seed {SEED} --first {judged.silent[0][0]} --count 1"
     assert judged.histories == COUNT
-    assert judged.right + judged.by_rule.total() == judged.ready
+    assert judged.right + judged.by_rule == judged.ready
 
 
 def test_many_lines_are_ready_and_many_are_held(judged):

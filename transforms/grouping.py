@@ -577,9 +577,11 @@ def session_of(out: Any, begin: int, piece: int) -> int:
 
 def make_setups(told: Any, line: Any, found: Any, number: int, begin: int, out: Any) -> None:
     """Set-up events with no piece beginning between them are one set-up; one within a piece is one of its own. Those before a halt
-    that settles the stretch may lie within a delivery that the log does not show: they are of no session."""
+    that settles the stretch, and is no set-up event itself, may lie within a delivery that the log does not show: of no session."""
     pieces, of = found.pieces, found.of_stretch[number]
-    settled = of[SETTLED] if of[SETTLED] >= 0 and not of[BY_START] and not is_quiet(line, found, number) else -1
+    settled = of[SETTLED]
+    if of[BY_START] or is_quiet(line, found, number) or (settled >= 0 and told.kind[settled] == _RESERVOIR):
+        settled = -1
     first, last = of[PIECES], of[PIECES_END]
     longest = np.empty(last - first, dtype=np.int64)
     for piece in range(first, last):
