@@ -288,8 +288,7 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
         kept = pa.array([name.removeprefix(_PUMP) for name in inputs if before.get(name) == inputs[name]], pa.string())
         derived: dict[str, list[pa.Table]] = {name: [] for name in CONSOLIDATED}
         for name, schema in CONSOLIDATED.items():
-            old = lake.read(name, schema, buckets=[bucket])
-            derived[name].append(old.filter(pc.is_in(old["pump_id"], value_set=kept)))
+            derived[name].append(_kept(lake, name, schema, bucket, "pump_id", kept))
         known, policy, decided = orders_of(lake), settings.load(root).facts, _shaping(in_force(lake))
         for found in _derive(lake.raw(bucket, due), known, policy, decided):
             for name, rows in found.items():
@@ -297,6 +296,14 @@ def consolidate(root: Path, bucket: int) -> dict[str, Any]:
         whole = {name: pa.concat_tables(parts).sort_by("pump_id") for name, parts in derived.items()}
         lake.publish("consolidate", bucket, whole, _months(whole), inputs)
     return {"bucket": bucket, "pumps": len(due)}
+
+
+def _kept(lake: Lake, name: str, schema: pa.Schema, bucket: int, key: str, kept: pa.Array) -> pa.Table:
+    """The published rows that stay as they are. Where none do, nothing is read: an older pumpledger may have written other columns."""
+    if not len(kept):
+        return schema.empty_table()
+    old = lake.read(name, schema, buckets=[bucket])
+    return old.filter(pc.is_in(old[key], value_set=kept))
 
 
 def derived_anew(root: Path, bucket: int) -> dict[str, pa.Table]:
@@ -532,13 +539,11 @@ def bill(root: Path, bucket: int) -> dict[str, Any]:
         found = billed(lake, due, known, decided, taken)
         whole = {}
         for name, schema in BILLED.items():
-            old = lake.read(name, schema, buckets=[bucket])
-            mine = pc.is_in(old["patient_id"], value_set=kept)
+            old = _kept(lake, name, schema, bucket, "patient_id", kept)
             if name == "worklist":
                 of_patient = pc.or_(pc.is_valid(old["order_id"]), pc.equal(old["code"], decisions.DECISION_LAPSED))
-                of_patient = pc.and_(of_patient, pc.not_equal(old["code"], "NOT_SYNCED"))
-                mine = pc.and_(mine, of_patient)
-            whole[name] = pa.concat_tables([old.filter(mine), getattr(found, name)])
+                old = old.filter(pc.and_(of_patient, pc.not_equal(old["code"], "NOT_SYNCED")))
+            whole[name] = pa.concat_tables([old, getattr(found, name)])
         whole["worklist"] = pa.concat_tables([whole["worklist"], _pump_items(lake, bucket, known, decided), unsynced])
         order = {"lines": billing.LINE_ORDER, "days": billing.DAY_ORDER, "worklist": billing.WORKLIST_ORDER}
         whole = {name: rows.sort_by([(column, "ascending") for column in order[name]]) for name, rows in whole.items()}

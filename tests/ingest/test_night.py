@@ -9,6 +9,7 @@ import time
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from devices.contract import Capture
@@ -90,6 +91,21 @@ def test_other_orders_derive_anew_and_only_then(tmp_path):
     page = night.nightly(lake, orders_file=path)
     assert lines(lake) == []
     assert page.changed == 0
+
+
+@pytest.mark.parametrize("name", ["sessions", "setups", "events", "days", "worklist"])
+def test_what_another_version_derived_with_other_columns_is_derived_anew_and_not_read(tmp_path, monkeypatch, name):
+    lake = fresh(tmp_path / "lake", FIRST, SECOND)
+    night.nightly(lake, orders_file=order_file(tmp_path))
+    before = derived(lake)
+    for path in (lake / name).rglob("*.parquet"):
+        older = pq.read_table(path, partitioning=None)
+        pq.write_table(older.drop_columns(older.column_names[-1]), path)
+    with pytest.raises(StorageError, match="other columns"):
+        Lake.open(lake).read(name, {**night.CONSOLIDATED, **night.BILLED}[name])
+    monkeypatch.setattr(night, "code_version", lambda: "a later one")
+    night.nightly(lake)
+    assert derived(lake) == before
 
 
 def test_bytes_that_nobody_can_read_are_kept_and_stop_nothing(tmp_path):
