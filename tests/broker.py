@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE_S = 30
+CONNECT = b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x05\x00\x01?"
+"""An MQTT 3.1.1 CONNECT of a clean session. A broker that serves answers it, be it by refusing or hanging up."""
 
 
 def soon(what: Callable[[], Any], why: str) -> Any:
@@ -44,7 +46,7 @@ class Broker:
         config = self.folder / "mosquitto.conf"
         config.write_text("\n".join(lines) + "\n")
         self.process = subprocess.Popen([self.binary, "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        soon(self._listens, "the broker starts")
+        soon(self._answers, "the broker starts")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process:
@@ -53,8 +55,18 @@ class Broker:
             self.process.wait(PATIENCE_S)
             self.process = None
 
-    def _listens(self) -> bool:
+    def _answers(self) -> bool:
+        """Whether it serves clients: mosquitto 2.0 listens before it is ready, and forgets a SIGTERM that comes in between."""
         assert self.process
         assert self.process.poll() is None, "mosquitto ended"
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            probe.settimeout(PATIENCE_S)
+            try:
+                probe.connect(("127.0.0.1", self.port))
+                probe.sendall(CONNECT)
+                probe.recv(1)
+            except ConnectionRefusedError:
+                return False
+            except ConnectionResetError:
+                pass
+        return True
