@@ -1,7 +1,8 @@
 """`assemble` for families whose records carry sequence numbers (semantics §2): duplicates, conflicts, order and holes.
 
 The numbers are the order. Where they leave no holes (`contiguous`), a number that is missing between two that are there is a
-record that is missing; where they only order, a hole is known from a line that could not be read, and from nothing else.
+record that is missing; where they only order, a hole is known from a line that could not be read, and from nothing else. A log of
+which captures say the one and the other has the holes of both: what either proves to be missing is missing.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ def assemble(pump_id: str, records: pa.Table, faults: pa.Table, anchors: pa.Tabl
     rows, conflicts = _one_row_a_number(records.append_column("event_id", event_of_record), anchors)
     epochs = rows.column("log_epoch").to_numpy()
     numbers = rows.column("seq").to_numpy()
-    contiguous = _contiguous_epochs(records)
-    holes = _merged(_holes(epochs, numbers, faults, contiguous))
+    said = _contiguous(records)
+    holes = _merged(_holes(epochs, numbers, faults, said))
     events = _with_holes(pump_id, rows, conflicts, holes)
     return Log(
         events=events,
         anchors=_placed(events, anchors),
         event_of_record=event_of_record,
-        gaps_visible=all(contiguous.values()),
+        gaps_visible=all(all(each) for each in said.values()),
     )
 
 
@@ -116,20 +117,23 @@ def _chosen(rows: list[dict[str, Any]], read_at: dict[str, int]) -> tuple[int, l
     return best, sorted(set(contents) - {winner})
 
 
-def _contiguous_epochs(records: pa.Table) -> dict[int, bool]:
-    said = pa.table({"epoch": records.column("log_epoch"), "contiguous": records.column("contiguous").fill_null(True)})
-    told = said.group_by("epoch").aggregate([("contiguous", "min")])
-    return dict(zip(told.column("epoch").to_pylist(), told.column("contiguous_min").to_pylist(), strict=True))
+def _contiguous(records: pa.Table) -> dict[int, set[bool]]:
+    """What the captures say of each epoch: whether its numbers leave no holes."""
+    said: dict[int, set[bool]] = {}
+    told = pa.table({"epoch": records.column("log_epoch"), "contiguous": records.column("contiguous").fill_null(True)})
+    for row in told.group_by(["epoch", "contiguous"]).aggregate([]).to_pylist():
+        said.setdefault(row["epoch"], set()).add(row["contiguous"])
+    return said
 
 
 Hole = tuple[int, Kind, str]
 """Row before which it stands, kind, key."""
 
 
-def _holes(epochs: Any, numbers: Any, faults: pa.Table, contiguous: dict[int, bool]) -> Iterable[Hole]:
+def _holes(epochs: Any, numbers: Any, faults: pa.Table, said: dict[int, set[bool]]) -> Iterable[Hole]:
     """The places where something is missing, by row."""
     lost = [f for f in faults.select(["log_epoch", "seq", "after_seq", "before_seq", "hole"]).to_pylist() if f["hole"]]
-    for epoch in sorted({*contiguous, *(f["log_epoch"] for f in lost)}):
+    for epoch in sorted({*said, *(f["log_epoch"] for f in lost)}):
         here = np.flatnonzero(epochs == epoch)
         start = int(np.searchsorted(epochs, epoch))
         seqs = numbers[here]
@@ -139,9 +143,10 @@ def _holes(epochs: Any, numbers: Any, faults: pa.Table, contiguous: dict[int, bo
         if not len(seqs):
             if mine:
                 yield start, Kind.DATA_CORRUPTION, f"gap:{epoch}:unread"
-        elif contiguous[epoch]:
+            continue
+        if True in said[epoch]:
             yield from _missing_numbers(epoch, start, seqs, mine)
-        else:
+        if False in said[epoch]:
             yield from _unread_places(epoch, start, seqs, mine)
 
 

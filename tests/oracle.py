@@ -141,12 +141,12 @@ def read_log(captures: Iterable[Capture]) -> Read:
     told: dict[tuple[int, int], dict[str, tuple[float, dict[str, Any]]]] = {}
     lost: list[tuple[int, int | None, int | None, int | None]] = []
     anchors: set[tuple[int, int, int, float]] = set()
-    counted: dict[int, bool] = {}
+    counted: dict[int, set[bool]] = {}
     for capture in captures:
         head, *lines = capture.data.strip().split(b"\n")
         header = json.loads(head)
         epoch = header.get("log_epoch", 0)
-        counted[epoch] = counted.get(epoch, True) and header.get("contiguous", True)
+        counted.setdefault(epoch, set()).add(header.get("contiguous", True))
         clock = header.get("anchor")
         said = [_readable(line) for line in lines]
         last = (said[-1]["seq"] if said[-1] else _own_number(lines[-1])) if lines else None
@@ -166,7 +166,7 @@ def read_log(captures: Iterable[Capture]) -> Read:
     return _placed(told, lost, anchors, counted)
 
 
-def _placed(told: Any, lost: Any, anchors: Any, counted: dict[int, bool]) -> Read:
+def _placed(told: Any, lost: Any, anchors: Any, counted: dict[int, set[bool]]) -> Read:
     log: list[Event | None] = []
     row_of: dict[tuple[int, int], int] = {}
 
@@ -176,7 +176,8 @@ def _placed(told: Any, lost: Any, anchors: Any, counted: dict[int, bool]) -> Rea
 
     for nth, epoch in enumerate(sorted({*counted, *(key[0] for key in told)})):
         numbers = sorted(seq for e, seq in told if e == epoch)
-        holes = _missing(numbers, [one[1:] for one in lost if one[0] == epoch], contiguous=counted[epoch])
+        unread = [one[1:] for one in lost if one[0] == epoch]
+        holes = set().union(*(_missing(numbers, unread, contiguous=each) for each in counted[epoch]))
         if nth:
             hole()
         if 0 in holes:

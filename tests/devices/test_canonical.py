@@ -209,6 +209,12 @@ def test_a_missing_number_is_a_hole_where_numbers_leave_none_and_nothing_where_t
     assert (log(capture(lines)).gaps_visible, loose.gaps_visible) == (True, False)
 
 
+def test_captures_that_differ_on_whether_numbers_leave_holes_leave_the_holes_of_both() -> None:
+    found = log(capture([other(1), b"noise", other(2), other(5)]), capture([other(5)], contiguous=False))
+    assert kinds(found) == ["other", "data_corruption", "other", "data_gap", "other"]
+    assert not found.gaps_visible
+
+
 def test_a_bad_line_is_a_hole_unless_the_numbers_around_it_show_that_nothing_is_missing() -> None:
     assert kinds(log(capture([other(1), b"noise", other(2)]))) == ["other", "other"]
     assert kinds(log(capture([other(1), b"noise", other(3)]))) == ["other", "data_gap", "other"]
