@@ -102,7 +102,7 @@ class _Facts:
         self.pieces: Ints = self.found.pieces[: self.found.made[machine.N_PIECE]]
         self.said: Pieces = self._orders()
         self.gap_ms = policy.gap_ms
-        self.out, self.cut_up = self._grouped(policy.gap_ms)
+        self.out, self.cut_up = self._grouped()
 
     def facts(self, *, events: bool) -> Facts:
         return Facts(
@@ -168,7 +168,7 @@ class _Facts:
         stop_of = np.array([_stop(one) for one in known.all] + [NONE], dtype=np.int64)
         return Pieces(order, code_of[order], stops, stop_of[order])
 
-    def _grouped(self, gap_ms: int) -> tuple[Grouped, Ints]:
+    def _grouped(self) -> tuple[Grouped, Ints]:
         block, line = self.block, self.line
         volume, programmed = numbers(block.column("volume_ml")), numbers(block.column("programmed_ml"))
         dose, asked = numbers(block.column("dose")), numbers(block.column("programmed_dose"))
@@ -198,7 +198,7 @@ class _Facts:
         out = grouping.room(block.rows, len(line.first), len(self.pieces))
         kernels = Kernels(grouping, block.rows)
         cut_up = kernels.run(
-            kernels.rows(told), kernels.rows(stretches), self.found, kernels.rows(self.said), line.contradicted, gap_ms, out
+            kernels.rows(told), kernels.rows(stretches), self.found, kernels.rows(self.said), line.contradicted, self.gap_ms, out
         )
         return out, cut_up
 
