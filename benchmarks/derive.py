@@ -264,12 +264,7 @@ def main() -> int:
     asks.add_argument("--rounds", type=int, default=3)
     asks.add_argument("--seed", type=int, default=1)
     asks.add_argument("--folder", type=Path, help="where the events are kept (default: a temporary folder)")
-    asks.add_argument("--derive", choices=SHARES, help=argparse.SUPPRESS)
-    asks.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     told = asks.parse_args()
-    if told.derive:
-        derivation(told.folder, told.out, told.derive)
-        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = told.folder or Path(temporary, "events")
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +298,7 @@ def _measured(folder: Path, temporary: Path, rounds: int) -> dict[str, tuple[flo
         return seconds, float(mb), int(rows)
 
     runs = {name: ("-m", "benchmarks.yardsticks", name, str(folder)) for name in "abc"}
-    runs |= {name: ("-m", "benchmarks.derive", "--derive", name, "--folder", str(folder), "--out", str(out)) for name in SHARES}
+    runs |= {name: ("-m", "benchmarks.derivation", str(folder), str(out), name) for name in SHARES}
     for name in ("c", "n"):  # compiles what is not yet: Python's modules, and the kernels
         run(*runs[name])
     best: dict[str, tuple[float, float, int]] = {}

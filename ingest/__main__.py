@@ -8,6 +8,9 @@ import sys
 def main() -> None:
     """Runs the command line."""
     try:
+        from ingest.processes import without_pandas
+
+        without_pandas()
         from ingest.cli import main as run
     except KeyboardInterrupt:
         sys.exit("Aborted!")

@@ -12,7 +12,7 @@ import click
 from rich.markup import escape
 from rich.progress import TaskID
 
-from ingest import explain, files, listing, people, postgres, review, telling, views
+from ingest import explain, files, listing, people, review, telling, views
 from ingest.commands.options import FORMATS, console, form_of, json_option, lake_option, progress_bars
 from ingest.lake import Lake
 from ingest.page import as_html
@@ -101,6 +101,8 @@ def export_(
             if table not in bars:
                 bars[table] = shown.add_task(table, total=total, note="")
             shown.update(bars[table], completed=done, total=total)
+
+        from ingest import postgres  # its driver takes longer to load than most commands
 
         told = postgres.export(
             Lake.open(lake), to, schema=schema, month=month, patient=patient, payer=payer, state=state, progress=progress

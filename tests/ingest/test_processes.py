@@ -42,6 +42,18 @@ def test_what_the_work_raises_is_raised(processes: int) -> None:
         list(each(square, [1, -1, 2], processes=processes))
 
 
+def test_processes_of_our_own_do_without_pandas() -> None:
+    assert list(each(_has_pandas, range(2), processes=2)) == [False, False]
+    command = [sys.executable, "-c", "from ingest.__main__ import main; main()", "sessions", "--lake", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert "pyarrow.lib" in done.stderr
+    assert "pandas._libs" not in done.stderr
+
+
+def _has_pandas(_: int) -> bool:
+    return "pandas" in sys.modules
+
+
 def test_there_is_a_processor() -> None:
     assert processors() >= 1
 
