@@ -420,7 +420,7 @@ class Review:
         """
         mine = self._decided.get(patient_id, [])
         clears = {(one.about, one.argument): one for one in mine if one.action == CLEAR}
-        known = {case.encounter_id for case in cases}
+        known = {case.encounter_id: set(case.session_ids) for case in cases}
         for case in cases:
             for one in mine:
                 if one.action in (HOLD, VOID, NOTE):
@@ -441,10 +441,11 @@ class Review:
         return [row for rows in others for row in rows if own.intersection(row["pump_ids"])]
 
 
-def _apply(case: Case, one: Decision, known: Collection[str]) -> None:
+def _apply(case: Case, one: Decision, known: Mapping[str, Collection[str]]) -> None:
     """A reviewer's hold, void or note, if it is of this case; one that lapsed holds what it was about until somebody looks."""
     here = one.encounter_id == case.encounter_id
-    if not here and (one.encounter_id in known or not set(one.session_ids).intersection(case.session_ids)):
+    left = set(one.session_ids).difference(known.get(one.encounter_id or "", ()))
+    if not here and left.isdisjoint(case.session_ids):
         return
     named = [line for line in case.lines if one.about in (line["line_id"], line["encounter_id"])]
     if here and one.evidence_hash == case.evidence_hash:
@@ -577,12 +578,12 @@ class _Taken:
             for line in sorted(case.lines, key=lambda line: (line["service_date"], line["code"], line["line_id"]))
             if line["line_id"] not in history and line["state"] != "void"
         ]
-        new = [(case, line) for case, line in new if case.encounter_id in encounters or any(_related(row, line) for row in changed)]
+        new = [(case, line) for case, line in new if case.encounter_id in encounters or any(related(row, line) for row in changed)]
         left = [row for row in changed if row["line_id"] not in self._of_line]
         left.sort(key=lambda row: (row["service_date"], row["code"], row["line_id"]))
         for alike in (True, False):
             for _, line in new:
-                found = next((r for r in left if (not alike or r["code"] == line["code"]) and _related(r, line)), None)
+                found = next((r for r in left if (not alike or r["code"] == line["code"]) and related(r, line)), None)
                 if line["supersedes"] is None and found is not None:
                     left.remove(found)
                     line["supersedes"] = found["supersedes"] if found["state"] == "void" else key_of(found)
@@ -612,7 +613,7 @@ def _by_line(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
     return found
 
 
-def _related(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+def related(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
     """Whether a line may stand for what another claimed: of one encounter, or resting on a session or an event of it."""
     return (
         row["encounter_id"] == line["encounter_id"]

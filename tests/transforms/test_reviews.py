@@ -319,6 +319,17 @@ def test_a_hold_of_a_session_that_moved_to_another_date_goes_with_it_and_holds_n
     assert {line["service_date"].day: line["reasons"] for line in one.lines()} == {2: ["REVIEWER_HOLD"], 3: []}
 
 
+@pytest.mark.parametrize("action", ["hold", "void"])
+def test_a_session_that_leaves_an_encounter_which_goes_on_takes_what_was_decided_with_it(action):
+    one = desk(*infusion(0, 60), *infusion(870, 40))
+    one.line(action, one.lines()[0])
+    one.known = orders(tz="Asia/Tokyo")
+    assert {(line["service_date"].day, line["minutes"], tuple(line["reasons"])) for line in one.lines()} == {
+        (2, 60, ("DECISION_LAPSED",)),
+        (3, 40, ("DECISION_LAPSED",)),
+    }
+
+
 def test_a_note_that_lapsed_is_gone_and_holds_nothing():
     one = desk(*infusion(0, 95))
     case = one.case()
