@@ -429,9 +429,9 @@ def release(
 
 
 def _to_take(lines: pa.Table, payer: str | None, month: str | None) -> pa.Table:
-    rows = lines.select(
-        ["line_id", "revision", "encounter_id", "service_date", "payer", "state", "code", "reasons", "release_id", "supersedes"]
-    ).to_pylist()
+    """The rows that a release takes: what is asked for, with the voids of what claimed the same; what waits for one is not taken."""
+    named = ["line_id", "revision", "encounter_id", "service_date", "payer", "state", "code", "reasons", "release_id", "supersedes"]
+    rows = lines.select([*named, "session_ids", "event_ids"]).to_pylist()
     first: dict[str, str] = {}
     for row in rows:
         day = row["service_date"].isoformat()
@@ -442,21 +442,34 @@ def _to_take(lines: pa.Table, payer: str | None, month: str | None) -> pa.Table:
         and (month is None or first[row["encounter_id"]].startswith(month))
         for row in rows
     ]
-    replaced = {row["supersedes"] for row, mine in zip(rows, wanted, strict=True) if mine and row["state"] == "ready"}
+    pending = [row for row in rows if row["state"] == "void" and row["supersedes"] is not None and row["release_id"] is None]
+    going: set[str] = set()
+    for at, row in enumerate(rows):
+        if wanted[at] and row["state"] == "ready":
+            with_it = [void for void in pending if _claimed_the_same(void, row)]
+            wanted[at] = all(decisions.takeable(void) for void in with_it)
+            going.update(void["supersedes"] for void in with_it if wanted[at])
     with_voids = [
-        mine or (row["state"] == "void" and row["supersedes"] in replaced and decisions.takeable(row))
+        mine or (row["state"] == "void" and row["release_id"] is None and row["supersedes"] in going)
         for row, mine in zip(rows, wanted, strict=True)
     ]
     return lines.filter(pa.array(with_voids, pa.bool_()))
 
 
+def _claimed_the_same(void: _Row, line: _Row) -> bool:
+    """Whether a line would be a second claim while this void is not taken: it replaces it, or rests on what it rests on elsewhere."""
+    return bool(
+        void["supersedes"] == line["supersedes"] or (void["encounter_id"] != line["encounter_id"] and decisions.related(void, line))
+    )
+
+
 def amendments(lake: Lake, *, payer: str | None = None, month: str | None = None) -> pa.Table:
     """What changed in lines after billing took them (AMENDMENTS): what is void, and what replaces it, by pairs.
 
-    `month` is that of the date of service, as released or as it is now. Raises InputError, StorageError.
+    `month` is that of the date of service, `payer` that of the claim, as released or as it is now. Raises InputError, StorageError.
     """
     views.months(month)
-    rows = [row for row in _amended(lake) if payer in (None, row["payer"]) and (month is None or month in _months(row))]
+    rows = [row for row in _amended(lake) if (payer is None or payer in _payers(row)) and (month is None or month in _months(row))]
     return rows_to_table(
         tables.AMENDMENTS,
         rows,
@@ -466,7 +479,7 @@ def amendments(lake: Lake, *, payer: str | None = None, month: str | None = None
 
 def no_amendments(lake: Lake, *, payer: str | None = None, month: str | None = None) -> str:
     """Why `amendments` gave none for these filters, and for what it would. Raises StorageError."""
-    rows = [{"month": set(_months(row)), "payer": {row["payer"]}} for row in _amended(lake)]
+    rows = [{"month": set(_months(row)), "payer": _payers(row)} for row in _amended(lake)]
     return views.nothing_of("amendments", {"month": month, "payer": payer}, rows)
 
 
@@ -493,6 +506,11 @@ def _months(row: _Row) -> list[str]:
     return [f"{day:%Y-%m}" for day in (row.get("released_date"), row.get("service_date")) if day is not None]
 
 
+def _payers(row: _Row) -> set[str]:
+    """The payers of a line as released and as it is now."""
+    return {row["payer"], row.get("released_payer", row["payer"])}
+
+
 def _pair(before: _Row | None, void: _Row | None, now: _Row | None) -> _Row:
     some = now or void or before
     assert some is not None
@@ -501,6 +519,7 @@ def _pair(before: _Row | None, void: _Row | None, now: _Row | None) -> _Row:
     row |= {"state": some["state"], "reasons": some["reasons"], "taken_by": last["release_id"] if last else None}
     if before is not None:
         row |= {"released": decisions.key_of(before), "release_id": before["release_id"], "released_date": before["service_date"]}
+        row["released_payer"] = before["payer"]
         row |= {f"released_{name}": before[name] for name in ("code", "units", "minutes")}
     if void is not None:
         row["void"] = decisions.key_of(void)

@@ -301,6 +301,46 @@ def test_late_data_is_an_amendment_that_is_listed_cleared_and_taken(tmp_path):
     assert told["line"]["revision"] == 2
 
 
+@pytest.mark.parametrize(("column", "there"), [("patient_id", "pt-2"), ("order_id", "ord-2")])
+def test_one_infusion_is_never_claimed_twice_while_a_void_waits_to_be_cleared(tmp_path, column, there):
+    root = lake_of(tmp_path, capture(numbered(infusion(0, 60)), anchor=anchor(6000)))
+    usual = (tmp_path / "orders.csv").read_text()
+    here = {"patient_id": "pt-1", "order_id": "ord-1"}[column]
+
+    def ordered(text: str) -> None:
+        (tmp_path / "orders.csv").write_text(text)
+        night.nightly(root, orders_file=tmp_path / "orders.csv")
+
+    def clear(**of: str) -> None:
+        for item in items(root, "AMENDED_AFTER_RELEASE"):
+            if item["state"] == "open" and of.items() <= item.items():
+                review.decide(root, item["item_id"], "clear", argument="AMENDED_AFTER_RELEASE", by="ana")
+
+    def standing() -> list[str]:
+        rows = people.released(Lake.open(root)).to_pylist()
+        gone = {row["supersedes"] for row in rows if row["state"] == "void"}
+        return [row[column] for row in rows if row["state"] == "released" and f"{row['line_id']}/{row['revision']}" not in gone]
+
+    review.release(root, by="ana")
+    for now, then in ((there, here), (here, there)):
+        ordered(usual.replace(here, now))
+        clear(**{column: now})
+        review.release(root, by="ana")
+        assert len(standing()) == 1
+        clear(**{column: then})
+        review.release(root, by="ana")
+        assert standing() == [now]
+
+
+def test_an_amendment_that_moves_a_claim_to_another_payer_is_listed_for_both(tmp_path):
+    root = lake_of(tmp_path, capture(numbered(infusion(0, 60)), anchor=anchor(6000)))
+    review.release(root, by="ana")
+    (tmp_path / "orders.csv").write_text((tmp_path / "orders.csv").read_text().replace("payer-a", "payer-b"))
+    night.nightly(root, orders_file=tmp_path / "orders.csv")
+    listed = {payer: review.amendments(Lake.open(root), payer=payer).num_rows for payer in ("payer-a", "payer-b", "payer-c")}
+    assert listed == {"payer-a": 1, "payer-b": 1, "payer-c": 0}
+
+
 def test_what_was_released_stays_when_its_order_and_its_session_are_no_more(tmp_path):
     root = lake_of(tmp_path, *READY)
     review.release(root, by="ana")
