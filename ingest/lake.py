@@ -101,7 +101,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What `verify_files` found: a stable code (missing, changed, rows, chain, damaged, unnamed), where, and in words."""
+    """What `verify_files` found: a stable code (missing, changed, rows, chain, damaged, unnamed, lost), where, and in words."""
 
     code: str
     path: Path

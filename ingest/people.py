@@ -43,7 +43,9 @@ AUDIT = pa.schema(
 )
 """What people did, append-only: who, when, what, about what, and why."""
 
-_DECISIONS, _RELEASES = "decisions", "releases"
+_DECISIONS, _RELEASES, _AUDIT = "decisions", "releases", "audit"
+_RELEASE = "release"
+"""What the audit says of a release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def add(lake: Lake, decision: Decision) -> None:
 
 
 def releases(lake: Lake) -> list[Release]:
-    """All releases, oldest first. Raises StorageError where the chain is broken."""
+    """All releases, oldest first. Raises StorageError where the chain is broken, or lacks one that the audit names."""
     found: list[Release] = []
     for path in sorted((lake.root / _RELEASES).glob("[0-9]*.json")):
         release = _read(path)
@@ -118,6 +120,10 @@ def releases(lake: Lake) -> list[Release]:
         ):
             raise _broken(path, "It does not follow on the release before it.", "chain")
         found.append(release)
+    told = lake.read(_AUDIT, AUDIT, columns=["what", "about"]).to_pylist()
+    lost = {row["about"] for row in told if row["what"] == _RELEASE} - {release.release_id for release in found}
+    if lost:
+        raise _broken(lake.root / _RELEASES, f"It lacks {len(lost)} releases that the audit names.", "lost")
     return found
 
 
@@ -247,12 +253,12 @@ def _broken(path: Path, why: str, code: str) -> StorageError:
 
 
 def audit(lake: Lake) -> None:
-    """Brings audit/ up to all decisions and releases there are: what a killed run could not say is said by the next."""
+    """Brings audit/ up to all decisions and releases there are: what a killed run, or one beside another, left out is said by the next."""
     done = [
         (one.decided_at, one.by, f"decide {one.action}", one.decision_id, " ".join(text for text in (one.argument, one.note) if text))
         for one in decisions(lake)
     ]
-    done += [(one.at, one.by, "release", one.release_id, f"{one.lines} lines, {one.voids} voids") for one in releases(lake)]
+    done += [(one.at, one.by, _RELEASE, one.release_id, f"{one.lines} lines, {one.voids} voids") for one in releases(lake)]
     rows = rows_to_table(
         AUDIT,
         [
@@ -260,7 +266,11 @@ def audit(lake: Lake) -> None:
             for at, who, what, about, note in done
         ],
     )
-    lake.append("audit", 0, rows, months_of(rows["at"]), key="entry_id")
+    try:
+        lake.append(_AUDIT, 0, rows, months_of(rows["at"]), key="entry_id")
+    except StorageError as error:
+        if error.code != "busy":
+            raise
 
 
 # --- verify -------------------------------------------------------------------------------------------------------------------

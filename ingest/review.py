@@ -7,6 +7,7 @@ not show yet what is there (InputError "stale").
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,8 +55,8 @@ def decide(root: Path, ident: str, action: str, *, by: str, argument: str = "", 
         raise _stale()
     asked = _Asked(lake, kind, whole)
     told = asked.about(action, argument, note)
-    moment = (at or datetime.now(UTC)).astimezone(UTC)
-    common = {"decided_at": moment.replace(microsecond=moment.microsecond // 1000 * 1000), "by": by.strip(), "action": action, "note": note}
+    before = [one.decided_at for one in people.decisions(lake) if one.about == told["about"]]
+    common = {"decided_at": _moment(at, before), "by": by.strip(), "action": action, "note": note}
     decision = decisions.decide(**{**_NOTHING, **common, "named": f"{kind} {whole}", **told})
     people.add(lake, decision)
     people.audit(lake)
@@ -73,10 +74,9 @@ def undo(root: Path, ident: str, *, by: str, note: str = "", at: datetime | None
     one = found[0]
     if not stands(one, people.decisions(lake)):
         raise InputError(f"The decision {one.decision_id} was taken back already.", do="Nothing, if that is right.", code="decision")
-    moment = (at or datetime.now(UTC)).astimezone(UTC)
     about = {name: getattr(one, name) for name in ("pump_id", "patient_id", "encounter_id", "session_ids")}
     told: _Row = {"by": by.strip(), "action": UNDO, "note": note, "named": f"decision {one.decision_id}", "about": one.decision_id}
-    told |= {"decided_at": moment.replace(microsecond=moment.microsecond // 1000 * 1000), "undoes": one.decision_id}
+    told |= {"decided_at": _moment(at, [one.decided_at]), "undoes": one.decision_id}
     decision = decisions.decide(**{**_NOTHING, **about, **told})
     people.add(lake, decision)
     people.audit(lake)
@@ -97,6 +97,12 @@ _NOTHING: Mapping[str, Any] = {
 def _signed(by: str) -> None:
     if not by.strip():
         raise InputError("Nobody signs this.", do="Say who decides with --by.", code="by")
+
+
+def _moment(at: datetime | None, before: Iterable[datetime]) -> datetime:
+    """When a decision is taken, to the millisecond: behind those on the same question, though the host's clock was set back since."""
+    moment = (at or datetime.now(UTC)).astimezone(UTC)
+    return max([moment.replace(microsecond=moment.microsecond // 1000 * 1000), *(one + decisions.MS for one in before if one > moment)])
 
 
 def _stale() -> InputError:
@@ -413,7 +419,7 @@ def release(
     with lake.lock("releases", 0):
         if night.stale(root):
             raise _stale()
-        rows = _to_take(views.select(lake, "lines"), payer, month)
+        rows, _ = _to_take(views.select(lake, "lines"), payer, month)
         if not rows.num_rows:
             people.audit(lake)
             return None
@@ -428,39 +434,43 @@ def release(
     return taken
 
 
-def _to_take(lines: pa.Table, payer: str | None, month: str | None) -> pa.Table:
-    """The rows that a release takes: what is asked for, with the voids of what claimed the same; what waits for one is not taken."""
-    named = ["line_id", "revision", "encounter_id", "service_date", "payer", "state", "code", "reasons", "release_id", "supersedes"]
-    rows = lines.select([*named, "session_ids", "event_ids"]).to_pylist()
+def waiting(lake: Lake, *, payer: str | None = None, month: str | None = None) -> int:
+    """How many ready lines no release takes before the void of what claimed the same infusion is cleared. Raises StorageError."""
+    return _to_take(views.select(lake, "lines"), payer, month)[1]
+
+
+def _to_take(lines: pa.Table, payer: str | None, month: str | None) -> tuple[pa.Table, int]:
+    """The rows that a release takes: what is asked for, with the voids of what claimed the same; and how many lines wait for one."""
+    names = ["line_id", "revision", "encounter_id", "service_date", "payer", "state", "code", "reasons", "release_id", "supersedes"]
+    rows = lines.select(names).to_pylist()
     first: dict[str, str] = {}
     for row in rows:
         day = row["service_date"].isoformat()
         first[row["encounter_id"]] = min(day, first.get(row["encounter_id"], day))
-    wanted = [
-        decisions.takeable(row)
+    wanted = {
+        at
+        for at, row in enumerate(rows)
+        if decisions.takeable(row)
         and (payer is None or row["payer"] == payer)
         and (month is None or first[row["encounter_id"]].startswith(month))
-        for row in rows
-    ]
-    pending = [row for row in rows if row["state"] == "void" and row["supersedes"] is not None and row["release_id"] is None]
-    going: set[str] = set()
-    for at, row in enumerate(rows):
-        if wanted[at] and row["state"] == "ready":
-            with_it = [void for void in pending if _claimed_the_same(void, row)]
-            wanted[at] = all(decisions.takeable(void) for void in with_it)
-            going.update(void["supersedes"] for void in with_it if wanted[at])
-    with_voids = [
-        mine or (row["state"] == "void" and row["release_id"] is None and row["supersedes"] in going)
-        for row, mine in zip(rows, wanted, strict=True)
-    ]
-    return lines.filter(pa.array(with_voids, pa.bool_()))
-
-
-def _claimed_the_same(void: _Row, line: _Row) -> bool:
-    """Whether a line would be a second claim while this void is not taken: it replaces it, or rests on what it rests on elsewhere."""
-    return bool(
-        void["supersedes"] == line["supersedes"] or (void["encounter_id"] != line["encounter_id"] and decisions.related(void, line))
-    )
+    }
+    voids = [at for at, row in enumerate(rows) if row["state"] == "void" and row["supersedes"] and row["release_id"] is None]
+    waits = 0
+    if voids:
+        rests = [{*row["session_ids"], *row["event_ids"]} for row in lines.select(["session_ids", "event_ids"]).to_pylist()]
+        of: dict[str, set[int]] = defaultdict(set)
+        for at in voids:
+            for key in (rows[at]["supersedes"], *rests[at]):
+                of[key].add(at)
+        for at in sorted(at for at in wanted if rows[at]["state"] == "ready"):
+            line, beside = rows[at], set().union(*(of[key] for key in rests[at] if key in of))
+            with_it = of.get(line["supersedes"] or "", set()) | {v for v in beside if rows[v]["encounter_id"] != line["encounter_id"]}
+            if all(decisions.takeable(rows[v]) for v in with_it):
+                wanted |= with_it
+            else:
+                wanted.remove(at)
+                waits += 1
+    return lines.take(pa.array(sorted(wanted), pa.int64())), waits
 
 
 def amendments(lake: Lake, *, payer: str | None = None, month: str | None = None) -> pa.Table:

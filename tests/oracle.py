@@ -1003,8 +1003,12 @@ def units(minutes: int) -> dict[str, int]:
 
 def second_site(setups: Sequence[Setup], sessions: Sequence[Session]) -> bool:
     """Whether a further set-up of an encounter counts (96371)."""
+
+    def counts(setup: Setup) -> bool:
+        return setup.pump_setup and setup.site == "yes"
+
     kept: list[Setup] = []
-    for setup in sorted(setups, key=lambda s: (s.at, not (s.pump_setup and s.site == "yes"), s.session.pump, s.session.stretch_no, s.slot)):
+    for setup in sorted(setups, key=lambda s: (s.at, not counts(s), s.session.pump, s.session.stretch_no, s.slot)):
         before = next((k for k in reversed(kept) if k.session.pump == setup.session.pump), None)
         if before is not None and _infused(before, setup, sessions) < SEPARATION_S:
             kept.remove(before)
@@ -1012,7 +1016,8 @@ def second_site(setups: Sequence[Setup], sessions: Sequence[Session]) -> bool:
             kept.append(replace(setup, pump_setup=before.pump_setup or setup.pump_setup, site=site))
         else:
             kept.append(setup)
-    return any(setup.pump_setup and setup.site == "yes" for setup in kept[1:])
+    # What several of one pump show together decides which of two at the same instant comes first.
+    return any(counts(setup) for setup in sorted(kept, key=lambda s: (s.at, not counts(s)))[1:])
 
 
 def _infused(a: Setup, b: Setup, sessions: Sequence[Session]) -> int:

@@ -578,12 +578,12 @@ class _Taken:
             for line in sorted(case.lines, key=lambda line: (line["service_date"], line["code"], line["line_id"]))
             if line["line_id"] not in history and line["state"] != "void"
         ]
-        new = [(case, line) for case, line in new if case.encounter_id in encounters or any(related(row, line) for row in changed)]
+        new = [(case, line) for case, line in new if case.encounter_id in encounters or any(_related(row, line) for row in changed)]
         left = [row for row in changed if row["line_id"] not in self._of_line]
         left.sort(key=lambda row: (row["service_date"], row["code"], row["line_id"]))
         for alike in (True, False):
             for _, line in new:
-                found = next((r for r in left if (not alike or r["code"] == line["code"]) and related(r, line)), None)
+                found = next((r for r in left if (not alike or r["code"] == line["code"]) and _related(r, line)), None)
                 if line["supersedes"] is None and found is not None:
                     left.remove(found)
                     line["supersedes"] = found["supersedes"] if found["state"] == "void" else key_of(found)
@@ -613,7 +613,7 @@ def _by_line(rows: Iterable[_Row]) -> dict[str, list[_Row]]:
     return found
 
 
-def related(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
+def _related(row: Mapping[str, Any], line: Mapping[str, Any]) -> bool:
     """Whether a line may stand for what another claimed: of one encounter, or resting on a session or an event of it."""
     return (
         row["encounter_id"] == line["encounter_id"]

@@ -44,13 +44,15 @@ class Worklist:
                 says += "".join(_no_longer(one) for one in case.fallen)
             if code == REVIEWER_HOLD:
                 says += "".join(f" {_whose(one)}{': ' + one.note if one.note else ''}." for one in case.held)
+            undone = case.fallen if code == DECISION_LAPSED else case.held if code == REVIEWER_HOLD else []
+            does = self.stops(case.session_ids) if code == "NO_STOP" else "".join(map(_undo, undone))
             says += "".join(f" Note of {_whose(one)}: {one.note}" for one in case.notes)
             self._item(
                 code,
                 case.encounter_id,
                 severity="hold" if holds else "inform",
                 says=says,
-                does=self.stops(case.session_ids) if code == "NO_STOP" else "",
+                does=does,
                 state="decided" if cleared else "closed" if case.closed else "open",
                 **{**case.about, **case.flags.get(code, {})},
             )
@@ -76,8 +78,8 @@ class Worklist:
         for one in lapsed:
             case = _case_of(one, cases)
             about = case.about if case is not None else {"patient_id": one.patient_id, "pump_id": one.pump_id}
-            says, does = _no_longer(one), f" pumpledger decide undo {one.decision_id} --by YOU"
-            self._item(DECISION_LAPSED, one.decision_id, says=says, does=does, **about)
+            says = _no_longer(one)
+            self._item(DECISION_LAPSED, one.decision_id, says=says, does=_undo(one), **about)
             answers = ANSWERS.get(one.action)
             item = self.items.get(identify("item", answers, case.encounter_id)) if case is not None and answers is not None else None
             if item is not None:
@@ -158,6 +160,10 @@ def _whose(one: Decision) -> str:
 def _no_longer(one: Decision) -> str:
     said = f"{one.action} {one.argument}".rstrip()
     return f" The decision {one.decision_id[:10]} ({_whose(one)}: {said}) no longer holds: what it was taken on has changed."
+
+
+def _undo(one: Decision) -> str:
+    return f" pumpledger decide undo {one.decision_id} --by YOU"
 
 
 def _case_of(one: Decision, cases: list[Case]) -> Case | None:

@@ -235,10 +235,12 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
       pumpledger release --payer payer-a --month 2026-03 --by ana
     """
     taken = review.release(lake, by=by, payer=payer, month=month, dry_run=dry_run)
+    waiting = review.waiting(Lake.open(lake), payer=payer, month=month)
     if as_json:
         told = {**taken.plain(), "file": None if dry_run else str(people.rows_file(Lake.open(lake), taken))} if taken else None
-        click.echo(json.dumps({"dry_run": dry_run, "release": told}, ensure_ascii=False))
-    elif taken is None:
+        click.echo(json.dumps({"dry_run": dry_run, "release": told, "waiting": waiting}, ensure_ascii=False))
+        return
+    if taken is None:
         wider = review.release(lake, by=by, dry_run=True) if payer or month else None
         click.echo(f"Nothing new is ready{f' of these; without --payer and --month {wider.lines} lines are' if wider else ''}.")
     else:
@@ -248,6 +250,9 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
         click.echo(f"{'Would take' if dry_run else 'Taken'}: {taken.lines} lines, {taken.units} units{voids}.")
         if not dry_run:
             click.echo(f"Release {taken.release_id}: {people.rows_file(Lake.open(lake), taken)}")
+    if waiting:
+        click.echo(f"Ready, but not taken: {waiting} lines that would claim again what is released and not void yet.")
+        click.echo("Clear AMENDED_AFTER_RELEASE of what they replace first: pumpledger amendments, pumpledger worklist --state open")
 
 
 @commands.command()

@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import signal
-from datetime import UTC, datetime
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devices.contract import Capture
-from devices.errors import InputError
+from devices.errors import InputError, StorageError
 from ingest import cli, demo, explain, night, people, review, telling, upkeep, views
 from ingest.lake import Lake
 from ingest.page import as_html
@@ -220,6 +221,7 @@ def test_a_decision_needs_a_name(tmp_path):
 
 
 READY = [capture(numbered(infusion(0, 95)), anchor=anchor(200))]
+SECOND_DAY = capture([{"seq": 3, **event(2200, "delivery_start")}, {"seq": 4, **event(2230, "delivery_stop")}], anchor=anchor(2300))
 MORE = numbered([*infusion(0, 95), *infusion(100, 60)])
 
 
@@ -245,7 +247,7 @@ def test_a_release_freezes_the_ready_lines_once_and_adds_up(tmp_path):
 def test_a_second_release_takes_what_is_new_and_follows_on_the_first(tmp_path):
     root = lake_of(tmp_path, *READY)
     review.release(root, by="ana")
-    more(root, capture([{"seq": 3, **event(2200, "delivery_start")}, {"seq": 4, **event(2230, "delivery_stop")}], anchor=anchor(2300)))
+    more(root, SECOND_DAY)
     second = review.release(root, by="ben")
     assert second is not None
     assert (second.number, second.lines) == (2, 1)
@@ -259,7 +261,7 @@ def test_a_release_whose_rows_are_named_by_their_hash_is_read_and_followed_on(tm
     first = review.release(root, by="ana")
     assert first is not None
     (root / "releases" / first.name).rename(root / "releases" / f"{first.rows_sha256}.parquet")
-    more(root, capture([{"seq": 3, **event(2200, "delivery_start")}, {"seq": 4, **event(2230, "delivery_stop")}], anchor=anchor(2300)))
+    more(root, SECOND_DAY)
     second = review.release(root, by="ben")
     assert second is not None
     assert people.released(Lake.open(root)).num_rows == first.lines + second.lines
@@ -325,11 +327,13 @@ def test_one_infusion_is_never_claimed_twice_while_a_void_waits_to_be_cleared(tm
     for now, then in ((there, here), (here, there)):
         ordered(usual.replace(here, now))
         clear(**{column: now})
-        review.release(root, by="ana")
-        assert len(standing()) == 1
+        said = run("release", "--by", "ana", "--lake", root)
+        waits = review.waiting(Lake.open(root))
+        assert ("Ready, but not taken: 1 lines" in said, standing()) == (bool(waits), [then if waits else now])
         clear(**{column: then})
         review.release(root, by="ana")
-        assert standing() == [now]
+        assert (review.waiting(Lake.open(root)), standing()) == (0, [now])
+    assert waits
 
 
 def test_an_amendment_that_moves_a_claim_to_another_payer_is_listed_for_both(tmp_path):
@@ -387,6 +391,41 @@ def test_verify_finds_releases_that_were_changed_behind_our_back(tmp_path, what)
             rows.with_name("0" * 64 + ".parquet").write_bytes(b"")
     assert {finding.code for finding in upkeep.verify_files(root)} <= {"changed", "chain", "unnamed"}
     assert upkeep.verify_files(root) != []
+
+
+@pytest.mark.parametrize("lost", ["*", "00000002.json", "*2*"])
+def test_a_release_that_is_lost_is_told_and_its_lines_are_not_taken_again(tmp_path, lost):
+    root = lake_of(tmp_path, *READY)
+    review.release(root, by="ana", at=WHEN)
+    more(root, SECOND_DAY)
+    review.release(root, by="ana", at=WHEN)
+    for path in list((root / "releases").glob(lost)):
+        path.unlink()
+    assert [finding.code for finding in upkeep.verify_files(root)] == ["lost"]
+    for again in (lambda: review.release(root, by="ana"), lambda: night.nightly(root)):
+        with pytest.raises(StorageError) as caught:
+            again()
+        assert caught.value.code == "lost"
+
+
+def test_of_two_decisions_the_later_one_counts_though_the_clock_of_the_host_was_set_back(tmp_path):
+    root = lake_of(tmp_path, *READY)
+    ident = next(line["line_id"] for line in lines(root) if line["code"] == "96369")
+    held = review.decide(root, ident, "hold", by="ana", at=WHEN).decision
+    voided = review.decide(root, ident, "void", by="ana", at=WHEN - timedelta(hours=1)).decision
+    assert voided.decided_at > held.decided_at
+    assert lines(root, code="96369")[0]["state"] == "void"
+    assert review.undo(root, voided.decision_id, by="ana", at=WHEN - timedelta(hours=2)).decision.decided_at > voided.decided_at
+
+
+def test_a_decision_is_kept_beside_a_run_that_writes_the_audit_which_names_it_later(tmp_path):
+    root = lake_of(tmp_path, *READY)
+    with ThreadPoolExecutor(1) as other, Lake.open(root).lock("audit", 0):
+        decided = other.submit(review.decide, root, lines(root)[0]["line_id"], "hold", by="ana").result()
+        assert not (root / "audit").exists()
+    assert "REVIEWER_HOLD" in [code for line in decided.lines for code in line["reasons"]]
+    people.audit(Lake.open(root))
+    assert Lake.open(root).read("audit", people.AUDIT)["about"].to_pylist() == [decided.decision.decision_id]
 
 
 def test_verify_finds_decisions_that_were_changed_behind_our_back(tmp_path):

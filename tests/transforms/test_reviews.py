@@ -287,17 +287,19 @@ def test_a_hold_of_an_encounter_holds_all_its_lines_and_its_note_is_shown():
     (item,) = one.items("REVIEWER_HOLD")
     assert item["message"].endswith(" ana, 2026-04-01: ask.")
     assert (item["severity"], item["state"]) == ("hold", "open")
+    assert f"pumpledger decide undo {held.decision_id} --by YOU" in item["suggestion"]
 
 
 def test_a_hold_that_lapsed_holds_the_line_that_it_was_about_alone():
     one = desk(*infusion(0, 95))
     first = next(line for line in one.lines() if line["code"] == "96370")
-    one.line("hold", first)
+    held = one.line("hold", first)
     one.captures = desk(*infusion(0, 96)).captures
     assert {line["code"]: (line["state"], line["reasons"]) for line in one.lines()} == {
         "96369": ("ready", []), "96370": ("hold", ["DECISION_LAPSED"]),
     }  # fmt: skip
     (item,) = one.items("DECISION_LAPSED")
+    assert f"pumpledger decide undo {held.decision_id} --by YOU" in item["suggestion"]
     assert "no longer holds" in item["message"]
 
 
