@@ -5,9 +5,12 @@ Exit codes: 0 done, 1 failed, 2 usage; with `--strict` 3 for "done, with items t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +18,7 @@ from rich.markup import escape
 
 from devices.errors import PumpledgerError
 from ingest.commands.options import console
+from ingest.files import storage_error
 
 _WHERE = {
     name: module
@@ -50,6 +54,14 @@ class _Commands(click.Group):
             for style, text in (("bold red", error.what), ("", error.why), ("bold", error.do)):
                 if text:
                     console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # who read it has had enough
+                raise
+            told = storage_error(Path(error.filename or "the output"), error)
+            for style, text in (("bold red", told.what), ("", told.why), ("bold", told.do)):
+                console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer cannot be written either
             ctx.exit(1)
 
 

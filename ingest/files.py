@@ -18,6 +18,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +83,20 @@ def replace(path: Path, data: bytes) -> None:
 def replace_text(path: Path, text: str) -> None:
     """As `replace`, for text: UTF-8, line ends as they are."""
     replace(path, text.encode())
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What a folder holds whose name matches, sorted; nothing where there is no folder. Raises StorageError.
+
+    `Path.glob` takes a folder that this user may not read for an empty one: what it holds would be missing, and nobody told.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - the names are enough
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    return sorted(folder / name for name in names if fnmatchcase(name, pattern))
 
 
 def remove(path: Path) -> None:
@@ -217,9 +232,10 @@ def storage_error(path: Path, error: OSError) -> StorageError:
             )
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return StorageError(
-                f"{path} cannot be written.",
+                f"{path} cannot be read or written by this user.",
                 why=why,
-                do="Give this user the right to write there (a file system without hard links cannot hold a lake), and run it again.",
+                do="Give this user the right to read and write there (a file system without hard links cannot hold a lake), "
+                "and run it again.",
                 code="not_writable",
             )
         case _:

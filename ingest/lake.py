@@ -26,7 +26,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,6 +69,12 @@ identity and its hash must check for ever. A payload that could not become a cap
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])|unknown")
 _SHA = re.compile(r"[0-9a-f]{64}")
+
+_DERIVED: Mapping[str, frozenset[str]] = {
+    "consolidate": frozenset({"consolidate", "records", "faults", "events", "sessions", "intervals", "setups", "doubts", "pumps"}),
+    "bill": frozenset({"bill", "lines", "worklist", "days"}),
+}
+"""What can be made again, by stage: its name in manifests/, and its tables."""
 
 Months: TypeAlias = "str | pa.Array | pa.ChunkedArray"
 
@@ -187,6 +193,15 @@ class Lake:
                 if path.stem not in named:
                     files.remove(path)
             return head
+
+    def adopt(self, table_name: str, bucket: int, schema: pa.Schema, *, key: str = "sha256") -> None:
+        """Names again what an input table of a bucket holds and no manifest names: a manifest was lost, or a run was killed.
+
+        Raises StorageError.
+        """
+        named = {file.sha256 for manifest in self._chain(table_name, bucket) for file in manifest.files}
+        if any(path.stem not in named for path in self._on_disk(table_name, bucket)):
+            self.append(table_name, bucket, schema.empty_table(), UNKNOWN, key=key)
 
     def raw(self, bucket: int, pumps: Iterable[str] | None = None, *, hashes: Iterable[str] | None = None) -> pa.Table:
         """The captures of a bucket (RAW_SCHEMA), by month of receipt and order of arrival.
@@ -398,7 +413,9 @@ class Lake:
         for path in [*folder.glob(f".*{files.PART}"), *self._on_disk(stage, bucket, files.PART)]:
             files.remove(path)
         numbers = self._numbers(stage, bucket)
-        known = [self._manifest(stage, bucket, number) for number in numbers[-2:]]
+        known = [self._manifest(stage, bucket, number) for number in numbers[-1:]]
+        with suppress(StorageError):  # what is superseded and damaged is not needed any more
+            known[:0] = [self._manifest(stage, bucket, number) for number in numbers[-2:-1]]
         if not known or known[-1].previous is not None:
             return
         named = {self._path(file, bucket) for file in known[-1].files}
@@ -474,10 +491,10 @@ class Lake:
             raise _damaged(path, "It is no manifest.") from None
 
     def _numbers(self, stage: str, bucket: int) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder(stage, bucket).glob("[0-9]*.json"))
+        return sorted(int(path.stem) for path in files.listed(self._folder(stage, bucket), "[0-9]*.json"))
 
     def _stages(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "manifests").iterdir() if path.is_dir() and path.name != "locks")
+        return [path.name for path in files.listed(self.root / "manifests", "*") if path.is_dir() and path.name != "locks"]
 
     def _folder(self, stage: str, bucket: int) -> Path:
         return self.root / "manifests" / stage / f"bucket={bucket:02d}"
@@ -487,7 +504,8 @@ class Lake:
 
     def _on_disk(self, table: str, bucket: int, suffix: str = ".parquet") -> list[Path]:
         """The files of a table and bucket that are there, whoever names them."""
-        return sorted(self.root.glob(f"{table}/month=*/bucket={bucket:02d}/*{suffix}"))
+        months = files.listed(self.root / table, "month=*")
+        return [path for month in months for path in files.listed(month / f"bucket={bucket:02d}", f"*{suffix}")]
 
     def _snapshot_path(self, name: str, sha256: str) -> Path:
         stem, _, suffix = name.partition(".")
@@ -621,9 +639,9 @@ def _json(about: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(path: Path, why: str, *, code: str = "damaged") -> StorageError:
-    return StorageError(
-        f"{path} is damaged.",
-        why=why,
-        do="Bring it back from a backup; what is derived can also be made again: remove the stage's folder in manifests and run nightly.",
-        code=code,
-    )
+    names = path.parts[-4:]
+    stage = next((stage for stage, theirs in _DERIVED.items() if not theirs.isdisjoint(names)), None)
+    do = "Bring it back from a backup: it cannot be derived again."
+    if stage is not None:
+        do = f"It is derived, and can be made again: remove the folder manifests/{stage} of the lake, and run nightly."
+    return StorageError(f"{path} is damaged.", why=why, do=do, code=code)

@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 from devices.contract import FAULTS, HOLES, RECORDS, Capture, Decoded, Log, fault_id, joined, table
 from devices.errors import InputError, StorageError
 from devices.families import families
-from ingest import people, settings
-from ingest.lake import RAW, UNKNOWN, Lake, captures, months_of, raw_table
+from ingest import files, people, settings
+from ingest.lake import RAW, RAW_SCHEMA, UNKNOWN, Lake, captures, months_of, raw_table
 from ingest.processes import each, processors
 from ingest.store import Store
 from transforms import billing, decisions, orders, ruleset, sessions, tables, totals
@@ -133,6 +133,13 @@ def take_orders(root: Path, path: Path | None = None, *, none_meant: bool = Fals
     lake = open_lake(root)
     source = path or settings.load(root).orders
     if source is None:
+        if lake.current(_TERMS, 0) is None and (kept := files.listed(root / "orders", "*.csv")):
+            raise InputError(
+                f"The lake has kept {len(kept)} versions of the orders, and what says which of them is in force is gone.",
+                why="Without it every pump would lose its patient, and every line that is not released would go.",
+                do=f"Name the file with --orders; the newest of {root / 'orders'} may be the one.",
+                code="no_terms",
+            )
         return orders_of(lake)
     try:
         data = source.read_bytes()
@@ -185,6 +192,9 @@ def drain(root: Path, store: Path | None = None) -> dict[str, Any]:
     """Moves what the store holds into raw/, reads it back, and only then lets the store drop the bytes."""
     lake = open_lake(root)
     received = refused = 0
+    for bucket in range(lake.buckets):
+        lake.adopt(RAW, bucket, RAW_SCHEMA)
+    people.adopt(lake)
     with Store(store or root / "store.sqlite") as source:
         for batch in _batches(source.pending(), 2000):
             by_bucket: dict[int, list[Any]] = {}
@@ -591,6 +601,15 @@ def billed(lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence
         return billing.bill(*_given(lake, patients, known, decided, taken))
 
 
+def billed_anew(root: Path, bucket: int) -> dict[str, pa.Table]:
+    """Lines, days and worklist of a bucket as the published facts give them now, all of them, without publishing anything."""
+    lake = open_lake(root)
+    known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
+    found = billed(lake, _patients(lake, bucket, known, decided, taken), known, decided, taken)
+    items = [found.worklist, _pump_items(lake, bucket, known, decided), _unsynced(lake, bucket, known, decided)]
+    return {"lines": found.lines, "worklist": pa.concat_tables(items), "days": found.days}
+
+
 def cases(lake: Lake, patients: Sequence[str], known: Orders, decided: Sequence[Decision], taken: pa.Table) -> list[decisions.Case]:
     """What decisions about the lines of some patients can be about."""
     with collector_off():
@@ -649,12 +668,20 @@ def stale(root: Path) -> bool:
     """Whether something was received, ordered, decided or released that the tables do not show yet."""
     lake = open_lake(root)
     known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
-    for bucket in range(lake.buckets):
-        current = lake.current("bill", bucket)
-        inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
-        if _changed(lake, bucket) or inputs != (dict(current.inputs) if current else {}):
-            return True
-    return False
+    return any(_changed(lake, bucket) or _bill_changed(lake, bucket, known, decided, taken) for bucket in range(lake.buckets))
+
+
+def unbilled(root: Path) -> list[int]:
+    """The buckets whose lines, days and worklist do not show yet what was consolidated, ordered, decided or released."""
+    lake = open_lake(root)
+    known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
+    return [bucket for bucket in range(lake.buckets) if _bill_changed(lake, bucket, known, decided, taken)]
+
+
+def _bill_changed(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision], taken: pa.Table) -> bool:
+    current = lake.current("bill", bucket)
+    inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
+    return inputs != (dict(current.inputs) if current else {})
 
 
 def shown_at_once(root: Path, pump: str | None = None) -> bool:

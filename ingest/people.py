@@ -99,6 +99,12 @@ def decisions(lake: Lake) -> list[Decision]:
     return sorted(found, key=lambda one: (one.decided_at, one.decision_id))
 
 
+def adopt(lake: Lake) -> None:
+    """Names again the decisions and audit entries that no manifest names. Raises StorageError."""
+    lake.adopt(_DECISIONS, 0, tables.DECISIONS, key="decision_id")
+    lake.adopt(_AUDIT, 0, AUDIT, key="entry_id")
+
+
 def add(lake: Lake, decision: Decision) -> None:
     """Keeps a decision, durable when this returns; one that is there already is there once. Raises StorageError."""
     row = rows_to_table(tables.DECISIONS, [decision.row()])
@@ -111,7 +117,7 @@ def add(lake: Lake, decision: Decision) -> None:
 def releases(lake: Lake) -> list[Release]:
     """All releases, oldest first. Raises StorageError where the chain is broken, or lacks one that the audit names."""
     found: list[Release] = []
-    for path in sorted((lake.root / _RELEASES).glob("[0-9]*.json")):
+    for path in files.listed(lake.root / _RELEASES, "[0-9]*.json"):
         release = _read(path)
         if (
             release.number != len(found) + 1
@@ -153,7 +159,7 @@ def take(lake: Lake, rows: pa.Table, *, by: str, at: datetime, payer: str | None
         frozen = _frozen(rows, planned.release_id)
         named = {rows_file(lake, release) for release in before}
         folder = lake.root / _RELEASES
-        for left in [*folder.glob(f".*{files.PART}"), *(path for path in folder.glob("*.parquet") if path not in named)]:
+        for left in [*files.listed(folder, f".*{files.PART}"), *(path for path in files.listed(folder, "*.parquet") if path not in named)]:
             files.remove(left)
         files.put(folder / planned.name, files.parquet(frozen))
         path = folder / f"{planned.number:08d}.json"
@@ -288,7 +294,7 @@ def verify(lake: Lake) -> list[Problem]:
         return [Problem(error.code, folder, str(error))]
     problems = [
         Problem("unnamed", path, "No release names it.")
-        for path in sorted(folder.glob("*.parquet"))
+        for path in files.listed(folder, "*.parquet")
         if path not in {rows_file(lake, release) for release in found}
     ]
     for release in found:

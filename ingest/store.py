@@ -9,6 +9,7 @@ A payload that cannot even become a capture is kept like one: its `Capture` has 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ from devices.errors import InputError, StorageError, masked
 
 APPLICATION_ID = 0x504C6467
 VERSION = 1
+_ROOM = 256 * 1024
+"""With less than this free on its disk a store has no room: a -wal and a -shm file take some of it."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -266,7 +269,9 @@ class Store:
                     do="Wait for it, or end it, and run this again.",
                     code="busy",
                 ) from error
-            except apsw.FullError as error:
+            except (apsw.FullError, apsw.IOError) as error:
+                if not isinstance(error, apsw.FullError) and not self._no_room():
+                    raise self._unreadable(error) from error
                 raise StorageError(
                     f"There is no room left for the store {self.path}.",
                     do="Free some space and run it again; what had a receipt is safe.",
@@ -282,12 +287,22 @@ class Store:
             except apsw.ConnectionClosedError as error:
                 raise StorageError(f"The store {self.path} was closed.", do="Open it again.", code="closed") from error
             except apsw.Error as error:
-                raise StorageError(
-                    f"The store {self.path} cannot be read or written.",
-                    why=f"SQLite says: {error}.",
-                    do="Check the disk, and run it again.",
-                    code="io",
-                ) from error
+                raise self._unreadable(error) from error
+
+    def _no_room(self) -> bool:
+        """Whether its disk is all but full: SQLite says "disk I/O error" where its -shm file finds no room."""
+        try:
+            return shutil.disk_usage(self.path.parent).free < _ROOM
+        except OSError:
+            return False
+
+    def _unreadable(self, error: apsw.Error) -> StorageError:
+        return StorageError(
+            f"The store {self.path} cannot be read or written.",
+            why=f"SQLite says: {error}.",
+            do="Check the disk, and run it again.",
+            code="io",
+        )
 
     def _damaged(self, why: str) -> StorageError:
         return StorageError(

@@ -21,7 +21,7 @@ from devices.errors import InputError
 from devices.families import families
 from ingest import doctor, files, night, replay
 from ingest.commands.given import anchor_of, captures_of, unused
-from ingest.commands.options import address, console, form_of, json_option, lake_option, store_option, strict_option
+from ingest.commands.options import TEXT, address, console, form_of, json_option, lake_option, store_option, strict_option
 from simulators import rig, therapy
 from simulators.link import SerialDevice
 from transforms.orders import Orders
@@ -33,8 +33,8 @@ commands = click.Group()
 @commands.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE...")
 @click.option("--family", "family_name", required=True, help="The family of these files.")
-@click.option("--model", help="The pump's model, where its files do not tell.")
-@click.option("--pump", help="FAMILY:SERIAL; by default FAMILY:unknown where the files do not tell.")
+@click.option("--model", type=TEXT, help="The pump's model, where its files do not tell.")
+@click.option("--pump", type=TEXT, help="FAMILY:SERIAL; by default FAMILY:unknown where the files do not tell.")
 @click.option("--clock", metavar="PUMP_TIME=UTC", help="A clock anchor.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")
 @json_option
@@ -173,8 +173,8 @@ def _until_receipted(gateway: rig.Gateway, says: str) -> None:
 @click.option("--check", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Compare with the truth of `simulate --truth`.")
 @click.option("--watch", is_flag=True, help="Show events, sessions and minutes as they grow.")
 @click.option("--family", "family_name", help="The family of these files; found by their bytes when left out.")
-@click.option("--model", help="The pump's model, where its files do not tell.")
-@click.option("--pump", help="FAMILY:SERIAL, where the files do not tell.")
+@click.option("--model", type=TEXT, help="The pump's model, where its files do not tell.")
+@click.option("--pump", type=TEXT, help="FAMILY:SERIAL, where the files do not tell.")
 @json_option
 def replay_(
     paths: tuple[Path, ...],

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import TaskID
 
 from ingest import explain, files, listing, people, review, telling, views
-from ingest.commands.options import FORMATS, console, form_of, json_option, lake_option, progress_bars
+from ingest.commands.options import FORMATS, TEXT, console, form_of, json_option, lake_option, progress_bars
 from ingest.lake import Lake
 from ingest.page import as_html
 
@@ -27,8 +27,8 @@ def _pulls(name: str, what: str) -> None:
         name=name, help=f"{what}\n\n\b\nExamples:\n  pumpledger {name} --month 2026-03\n  pumpledger {name} --format xlsx -o {name}.xlsx"
     )
     @click.option("--month", metavar="YYYY-MM", help="Only this month.")
-    @click.option("--patient", help="Only this patient.")
-    @click.option("--payer", help="Only this payer.")
+    @click.option("--patient", type=TEXT, help="Only this patient.")
+    @click.option("--payer", type=TEXT, help="Only this payer.")
     @click.option("--state", help="Only this state.")
     @click.option("--format", "style", type=click.Choice(FORMATS), help="By default what the file's ending says, else table.")
     @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; by default standard output.")
@@ -75,8 +75,8 @@ for _name, _what in (
 )
 @click.option("--schema", default="pumpledger", show_default=True, help="The schema of its tables; made where it is not there.")
 @click.option("--month", metavar="YYYY-MM", help="Only this month.")
-@click.option("--patient", help="Only this patient.")
-@click.option("--payer", help="Only this payer: of the tables that name one.")
+@click.option("--patient", type=TEXT, help="Only this patient.")
+@click.option("--payer", type=TEXT, help="Only this payer: of the tables that name one.")
 @click.option("--state", help="Only this state: of the tables that have it.")
 @lake_option
 @json_option
@@ -152,8 +152,10 @@ _ACTIONS = ("confirm_site", "stop", "confirm_clock", "clear", "hold", "void")
 @click.option("--clear", metavar="CODE", help="This code no longer holds this encounter.")
 @click.option("--hold", is_flag=True, help="Hold it until this is taken back.")
 @click.option("--void", is_flag=True, help="Never bill it.")
-@click.option("--note", metavar="TEXT", default="", help="Why, or alone: what is to be known. Write no names: it is kept for ever.")
-@click.option("--by", metavar="WHO", help="Who decides.")
+@click.option(
+    "--note", type=TEXT, metavar="TEXT", default="", help="Why, or alone: what is to be known. Write no names: it is kept for ever."
+)
+@click.option("--by", type=TEXT, metavar="WHO", help="Who decides.")
 @lake_option
 @json_option
 def decide(words: tuple[str, ...], note: str, by: str | None, lake: Path, as_json: bool, **asked: Any) -> None:
@@ -217,10 +219,10 @@ def _show_decisions(lake: Path, as_json: bool) -> None:
 
 
 @commands.command(name="release")
-@click.option("--payer", help="Only this payer.")
+@click.option("--payer", type=TEXT, help="Only this payer.")
 @click.option("--month", metavar="YYYY-MM", help="Only encounters that began in this month.")
 @click.option("--dry-run", is_flag=True, help="Show what it would take, and take nothing.")
-@click.option("--by", required=True, metavar="WHO", help="Who takes them.")
+@click.option("--by", type=TEXT, required=True, metavar="WHO", help="Who takes them.")
 @lake_option
 @json_option
 def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake: Path, as_json: bool) -> None:
@@ -257,12 +259,12 @@ def release_(payer: str | None, month: str | None, dry_run: bool, by: str, lake:
 
 @commands.command()
 @click.option("--month", metavar="YYYY-MM", help="Only this month of service, as released or as it is now.")
-@click.option("--payer", help="Only this payer.")
-@click.option("--format", "style", type=click.Choice(["table", "csv", "xlsx", "json", "parquet"]), default="table", show_default=True)
+@click.option("--payer", type=TEXT, help="Only this payer.")
+@click.option("--format", "style", type=click.Choice(FORMATS), help="By default what the file's ending says, else table.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; by default standard output.")
 @lake_option
 @json_option
-def amendments(month: str | None, payer: str | None, style: str, output: Path | None, lake: Path, as_json: bool) -> None:
+def amendments(month: str | None, payer: str | None, style: str | None, output: Path | None, lake: Path, as_json: bool) -> None:
     """What late data, a decision or an order changed in lines after they were released: what is void, and what replaces it.
 
     A replacement is held until somebody clears it: pumpledger decide LINE --clear AMENDED_AFTER_RELEASE --by WHO
@@ -272,9 +274,9 @@ def amendments(month: str | None, payer: str | None, style: str, output: Path | 
       pumpledger amendments --month 2026-03
       pumpledger amendments --payer payer-a --format csv -o amendments.csv
     """
+    form = form_of("json" if as_json else style, output)
     opened = Lake.open(lake)
     rows = review.amendments(opened, payer=payer, month=month)
-    form = "json" if as_json else style
     stream: IO[Any] = sys.stdout if form == "table" else sys.stdout.buffer
     views.write(rows, "amendments", form, output or stream)
     if not rows.num_rows and form != "json":

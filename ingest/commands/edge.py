@@ -17,7 +17,7 @@ from rich.progress import TaskID
 from devices.errors import InputError, masked
 from ingest import docks, enroll, gateway, hub, mllp, night, settings
 from ingest.commands.given import anchor_of, captures_of, unused
-from ingest.commands.options import address, console, json_option, lake_option, progress_bars, store_option, utc_moment
+from ingest.commands.options import TEXT, address, console, json_option, lake_option, progress_bars, store_option, utc_moment
 from ingest.store import Arrival, Store
 
 commands = click.Group()
@@ -245,8 +245,8 @@ def gateway_(
 @commands.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="FILE...")
 @click.option("--family", "family_name", help="The family of these files; found by their bytes when left out.")
-@click.option("--model", help="The pump's model, where its files do not tell (Paradigm: 522).")
-@click.option("--pump", help="FAMILY:SERIAL, where the files do not tell.")
+@click.option("--model", type=TEXT, help="The pump's model, where its files do not tell (Paradigm: 522).")
+@click.option("--pump", type=TEXT, help="FAMILY:SERIAL, where the files do not tell.")
 @click.option("--clock", metavar="PUMP_TIME=UTC", help="A clock anchor: what the pump's clock said, and UTC at that moment.")
 @lake_option
 @store_option

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from devices.errors import masked
 from ingest import demo, listing, night, settings, upkeep
-from ingest.commands.options import console, json_option, lake_option, progress_bars, store_option, strict_option
+from ingest.commands.options import TEXT, console, json_option, lake_option, progress_bars, store_option, strict_option
 from ingest.lake import Lake
 from ingest.views import plain, printable
 
@@ -179,8 +179,8 @@ def quarantine_retry(ident: str, lake: Path) -> None:
 
 @quarantine.command(name="discard")
 @click.argument("ident", metavar="ID")
-@click.option("--by", required=True, help="Who is done with it.")
-@click.option("--note", required=True, help="Why.")
+@click.option("--by", type=TEXT, required=True, help="Who is done with it.")
+@click.option("--note", type=TEXT, required=True, help="Why.")
 @lake_option
 def quarantine_discard(ident: str, by: str, note: str, lake: Path) -> None:
     """Take it off the list. Its bytes stay, and so does who said so."""

@@ -17,6 +17,20 @@ console = Console(stderr=True, highlight=False)
 FORMATS = ("table", "csv", "xlsx", "json", "parquet")
 
 
+class _Text(click.types.StringParamType):
+    """Words that are Unicode: what they go into is UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is."""
+        text: str = super().convert(value, param, ctx)
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            self.fail("it is no UTF-8 text", param, ctx)
+        return text
+
+
+TEXT = _Text()
+
+
 def lake_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--lake`: which lake it is about."""
     return click.option(

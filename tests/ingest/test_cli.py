@@ -377,3 +377,31 @@ def test_the_group_finds_every_command_of_every_module_and_no_other():
     context = click.Context(cli.main)
     assert cli.main.list_commands(context) == sorted(written)
     assert all(cli.main.get_command(context, name) is not None for name in written)
+
+
+def test_amendments_go_into_a_file_as_its_ending_says(lake: Path) -> None:
+    run("amendments", "--lake", lake, "-o", lake / "a.csv")
+    assert (lake / "a.csv").read_text().startswith("patient_id,")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["lines --patient \udcff", "export --to postgresql:///x --payer \udcff", "release --by \udcff", "decide 0123456789 --hold --by \udcff"],
+)
+def test_words_that_are_no_text_are_refused_and_leave_nothing(lake: Path, command: str) -> None:
+    before = sorted(lake.rglob("*"))
+    assert "no UTF-8 text" in run(*command.split(), "--lake", lake, ok=2)
+    assert sorted(lake.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_an_output_that_is_full_is_said(lake: Path, form: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest.cli", "lines", "--lake", str(lake), "--format", form],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "There is no room left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

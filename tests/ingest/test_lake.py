@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -538,3 +540,31 @@ def test_a_night_killed_at_any_moment_any_number_of_times_is_the_night(before: P
             child.join()
         night(root)
         check_night(root, after)
+
+
+@pytest.mark.parametrize("folder", ["bucket=00", "events", "manifests"])
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    lake = Lake.create(tmp_path)
+    publish(lake, 0, ["a"])
+    listed = os.listdir
+
+    def forbid(path: Path) -> list[str]:
+        if Path(path).name == folder:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", forbid)
+    with pytest.raises(StorageError) as raised:
+        (lake.lock("events", 0).__enter__ if folder == "events" else lambda: lake.read("events", EVENTS))()
+    assert raised.value.code == "not_writable"
+
+
+def test_a_superseded_manifest_that_is_damaged_stops_nobody(tmp_path: Path) -> None:
+    lake = Lake.create(tmp_path)
+    publish(lake, 0, ["a"])
+    publish(lake, 0, ["b"])
+    next(tmp_path.glob("manifests/*/bucket=00/00000001.json")).write_bytes(b"")
+    publish(lake, 0, ["c"])
+    assert lake.read("events", EVENTS)["event_id"].to_pylist() == ["c"]
+    assert len(list(tmp_path.glob("events/**/*.parquet"))) == 1
+    assert lake.verify_files() == []

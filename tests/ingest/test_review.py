@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -621,3 +623,18 @@ def test_what_is_asked_wrongly_says_what_to_do(tmp_path, arguments, code, says):
     assert says in run(*arguments, "--lake", tmp_path / "lake", ok=code)
     assert tables.DECISIONS.names
     assert "Write no names" in run("decide", "--help")
+
+
+def test_releases_that_may_not_be_read_are_not_taken_for_none(tmp_path, monkeypatch):
+    root = lake_of(tmp_path, *READY)
+    assert review.release(root, by="ana") is not None
+    listed = os.listdir
+
+    def forbid(path):
+        if Path(path).name == "releases":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", forbid)
+    with pytest.raises(StorageError):
+        people.released(Lake.open(root))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from devices.contract import Capture
-from devices.errors import InputError
-from ingest import night, upkeep
-from ingest.lake import Lake
+from devices.errors import InputError, StorageError
+from ingest import night, people, review, upkeep
+from ingest.lake import RAW_SCHEMA, Lake
 from tests.ingest.test_night import FIRST, SECOND, fresh
 from tests.kit import PUMP
 from tests.test_proof import order_file, put
@@ -69,3 +70,63 @@ def test_the_quarantine_shows_the_bytes_and_a_person_can_be_done_with_them(lake)
     assert upkeep.fault(there, row["fault_id"])["raw"] == b"not json"
     with pytest.raises(InputError, match="too short"):
         upkeep.fault(there, "ab")
+
+
+def test_lines_that_are_not_what_their_sessions_give_are_found(lake):
+    there = Lake.open(lake)
+    tables = {name: there.read(name, schema) for name, schema in night.BILLED.items()}
+    assert tables["lines"].num_rows
+    tables["lines"] = tables["lines"].slice(1)
+    there.publish("bill", 0, tables, dict.fromkeys(tables, "2026-03"), dict(there.current("bill", 0).inputs))
+    found = upkeep.verify(lake)
+    assert [finding.code for finding in found] == ["differs"]
+    assert "lines" in found[0].message
+
+
+def test_lines_that_were_not_derived_since_their_sessions_were_are_said(lake):
+    put(lake, [Capture(data=SECOND.data + b"\n", family="canonical", pump_id=PUMP)])
+    night.drain(lake)
+    night.consolidate(lake, 0)
+    assert [finding.code for finding in upkeep.verify(lake)] == ["stale"]
+
+
+def test_a_finding_names_its_file(lake):
+    path = next((lake / "sessions").rglob("*.parquet"))
+    path.unlink()
+    assert [str(path) in finding.message for finding in upkeep.verify_files(lake)] == [True]
+
+
+def test_captures_and_decisions_whose_manifests_were_lost_are_taken_in_again_by_the_next_night(lake):
+    sha = next(iter(Lake.open(lake).raw_hashes(0)))
+    before = Lake.open(lake).read("lines", night.BILLED["lines"])
+    line = before["line_id"][0].as_py()
+    review.decide(lake, line, "hold", by="ana")
+    for name in ("raw", "decisions", "audit"):
+        shutil.rmtree(lake / "manifests" / name)
+    night.nightly(lake)
+    assert sha in Lake.open(lake).raw_hashes(0)
+    assert [one.action for one in people.decisions(Lake.open(lake))] == ["hold"]
+    assert upkeep.verify(lake) == []
+
+
+def test_orders_whose_manifest_was_lost_stop_the_night(lake):
+    shutil.rmtree(lake / "manifests" / "terms")
+    with pytest.raises(InputError) as raised:
+        night.nightly(lake)
+    assert raised.value.code == "no_terms"
+    night.nightly(lake, orders_file=next((lake / "orders").glob("*.csv")))
+    assert upkeep.verify(lake) == []
+
+
+def test_what_is_damaged_is_to_be_derived_again_only_where_it_can_be(lake):
+    said = {}
+    for name in ("lines", "sessions", "raw"):
+        path = next((lake / name).rglob("*.parquet"))
+        path.write_bytes(b"")
+        with pytest.raises(StorageError) as raised:
+            Lake.open(lake).read(name, {**night.BILLED, **night.CONSOLIDATED, "raw": RAW_SCHEMA}[name])
+        said[name] = raised.value.do
+    assert "manifests/bill" in said["lines"]
+    assert "manifests/consolidate" in said["sessions"]
+    assert "backup" in said["raw"]
+    assert "manifests" not in said["raw"]
