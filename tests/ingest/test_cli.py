@@ -405,3 +405,14 @@ def test_an_output_that_is_full_is_said(lake: Path, form: str) -> None:
     assert "There is no room left" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(lake: Path) -> None:
+    line = json.loads(run("lines", "--lake", lake, "--json"))[0]["line_id"]
+    run("decide", line, "--note", "患", "--by", "ana", "--lake", lake)
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest", "decide", "list", "--lake", str(lake)],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\\u60a3" in done.stdout
