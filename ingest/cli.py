@@ -18,7 +18,6 @@ from rich.markup import escape
 
 from devices.errors import PumpledgerError
 from ingest.commands.options import console
-from ingest.files import storage_error
 
 _WHERE = {
     name: module
@@ -49,20 +48,25 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PumpledgerError as error:
-            if "--json" in sys.argv:
-                click.echo(json.dumps({"error": error.code, "what": error.what, "why": error.why, "do": error.do}))
-            for style, text in (("bold red", error.what), ("", error.why), ("bold", error.do)):
-                if text:
-                    console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+            _tell(error)
             ctx.exit(1)
         except OSError as error:
             if error.errno == errno.EPIPE:  # who read it has had enough
                 raise
-            told = storage_error(Path(error.filename or "the output"), error)
-            for style, text in (("bold red", told.what), ("", told.why), ("bold", told.do)):
-                console.print(f"[{style}]{escape(text)}[/]" if style else escape(text))
+            from ingest.files import storage_error
+
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer cannot be written either
+            _tell(storage_error(Path(error.filename or "the output"), error))
             ctx.exit(1)
+
+
+def _tell(error: PumpledgerError) -> None:
+    """An error, in lines that are not broken: a path can be copied and searched for."""
+    if "--json" in sys.argv:
+        click.echo(json.dumps({"error": error.code, "what": error.what, "why": error.why, "do": error.do}))
+    for style, text in (("bold red", error.what), ("", error.why), ("bold", error.do)):
+        if text:
+            console.print(f"[{style}]{escape(text)}[/]" if style else escape(text), soft_wrap=True)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -67,7 +67,7 @@ RAW_SCHEMA = pa.schema(
 identity and its hash must check for ever. A payload that could not become a capture has family and pump_id "", and why in `refused`."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])|unknown")
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])|unknown")
 _SHA = re.compile(r"[0-9a-f]{64}")
 
 _DERIVED: Mapping[str, frozenset[str]] = {

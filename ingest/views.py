@@ -41,7 +41,7 @@ _NOT_CLEARED = decisions.NEVER_CLEARED | {decisions.REVIEWER_HOLD, decisions.DEC
 _VALUES = 12
 """So many values are named where a filter finds none."""
 
-_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What makes a spreadsheet take text for a formula when it stands first in a cell (OWASP, CSV injection)."""
 
