@@ -197,11 +197,15 @@ class Lake:
     def adopt(self, table_name: str, bucket: int, schema: pa.Schema, *, key: str = "sha256") -> None:
         """Names again what an input table of a bucket holds and no manifest names: a manifest was lost, or a run was killed.
 
-        Raises StorageError.
+        What another run is about to name is left to it. Raises StorageError.
         """
         named = {file.sha256 for manifest in self._chain(table_name, bucket) for file in manifest.files}
         if any(path.stem not in named for path in self._on_disk(table_name, bucket)):
-            self.append(table_name, bucket, schema.empty_table(), UNKNOWN, key=key)
+            try:
+                self.append(table_name, bucket, schema.empty_table(), UNKNOWN, key=key)
+            except StorageError as error:
+                if error.code != "busy":
+                    raise
 
     def raw(self, bucket: int, pumps: Iterable[str] | None = None, *, hashes: Iterable[str] | None = None) -> pa.Table:
         """The captures of a bucket (RAW_SCHEMA), by month of receipt and order of arrival.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,16 @@ def test_captures_and_decisions_whose_manifests_were_lost_are_taken_in_again_by_
     assert sha in Lake.open(lake).raw_hashes(0)
     assert [one.action for one in people.decisions(Lake.open(lake))] == ["hold"]
     assert upkeep.verify(lake) == []
+
+
+def test_a_night_beside_a_decision_that_is_being_written_leaves_it_to_its_writer(lake):
+    review.decide(lake, Lake.open(lake).read("lines", night.BILLED["lines"])["line_id"][0].as_py(), "hold", by="ana")
+    shutil.rmtree(lake / "manifests" / "decisions")
+    with ThreadPoolExecutor(1) as other, Lake.open(lake).lock("decisions", 0):
+        other.submit(night.drain, lake).result()
+    assert people.decisions(Lake.open(lake)) == []
+    night.drain(lake)
+    assert len(people.decisions(Lake.open(lake))) == 1
 
 
 def test_orders_whose_manifest_was_lost_stop_the_night(lake):
