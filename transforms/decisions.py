@@ -35,7 +35,7 @@ ANSWERS: Mapping[str, str] = {SITE: "POSSIBLE_SITE_CHANGE", STOP: "NO_STOP", CLO
 
 REVIEWER_HOLD, DECISION_LAPSED, AMENDED = "REVIEWER_HOLD", "DECISION_LAPSED", "AMENDED_AFTER_RELEASE"
 HEADLESS = "ADDON_WITHOUT_INITIAL"
-"""Holds what only goes with a line that a reviewer holds or voids."""
+"""Holds what only goes with a line that is held; with one that a reviewer voids it is void."""
 ALWAYS_HOLD = frozenset((REVIEWER_HOLD, DECISION_LAPSED, AMENDED))
 """Codes that hold whatever the rule set lists: people and releases are no matter of a payer's rules."""
 
@@ -373,7 +373,7 @@ class Case:
             of_head = next((set(one["decisions"]) for one in self.lines if one["line_id"] == self.head and one["state"] != "ready"), None)
         for line in self.lines:
             if of_head is not None and line["state"] == "ready":
-                line["state"], line["reasons"] = "hold", [HEADLESS]
+                line["state"], line["reasons"] = ("void", []) if self.void_head is not None else ("hold", [HEADLESS])
                 line["explanation"] = self.say(line["reasons"])
                 line["decisions"] = sorted({*line["decisions"], *of_head})
 
