@@ -55,7 +55,8 @@ class _Commands(click.Group):
                 raise
             from ingest.files import storage_error
 
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in its buffer cannot be written either
+            if error.filename is None:  # what is left for an output that cannot be written cannot be written either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             _tell(storage_error(Path(error.filename or "the output"), error))
             ctx.exit(1)
 

@@ -414,7 +414,7 @@ class Lake:
         what it has to look at.
         """
         folder = self._folder(stage, bucket)
-        for path in [*folder.glob(f".*{files.PART}"), *self._on_disk(stage, bucket, files.PART)]:
+        for path in [*files.listed(folder, f".*{files.PART}"), *self._on_disk(stage, bucket, files.PART)]:
             files.remove(path)
         numbers = self._numbers(stage, bucket)
         known = [self._manifest(stage, bucket, number) for number in numbers[-1:]]
@@ -643,8 +643,14 @@ def _json(about: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(path: Path, why: str, *, code: str = "damaged") -> StorageError:
-    names = path.parts[-4:]
-    stage = next((stage for stage, theirs in _DERIVED.items() if not theirs.isdisjoint(names)), None)
+    match path.parts[-4:]:
+        case ("manifests", name, _, _):
+            pass
+        case (name, month, _, _) if month.startswith("month="):
+            pass
+        case _:
+            name = ""
+    stage = next((stage for stage, theirs in _DERIVED.items() if name in theirs), None)
     do = "Bring it back from a backup: it cannot be derived again."
     if stage is not None:
         do = f"It is derived, and can be made again: remove the folder manifests/{stage} of the lake, and run nightly."

@@ -195,6 +195,7 @@ def drain(root: Path, store: Path | None = None) -> dict[str, Any]:
     for bucket in range(lake.buckets):
         lake.adopt(RAW, bucket, RAW_SCHEMA)
     people.adopt(lake)
+    people.whole(lake)
     with Store(store or root / "store.sqlite") as source:
         for batch in _batches(source.pending(), 2000):
             by_bucket: dict[int, list[Any]] = {}
@@ -666,22 +667,20 @@ def _unsynced(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision
 
 def stale(root: Path) -> bool:
     """Whether something was received, ordered, decided or released that the tables do not show yet."""
-    lake = open_lake(root)
-    known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
-    return any(_changed(lake, bucket) or _bill_changed(lake, bucket, known, decided, taken) for bucket in range(lake.buckets))
+    return bool(touched(root) or unbilled(root))
 
 
 def unbilled(root: Path) -> list[int]:
     """The buckets whose lines, days and worklist do not show yet what was consolidated, ordered, decided or released."""
     lake = open_lake(root)
     known, decided, taken = orders_of(lake), in_force(lake), people.released(lake)
-    return [bucket for bucket in range(lake.buckets) if _bill_changed(lake, bucket, known, decided, taken)]
-
-
-def _bill_changed(lake: Lake, bucket: int, known: Orders, decided: Sequence[Decision], taken: pa.Table) -> bool:
-    current = lake.current("bill", bucket)
-    inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
-    return inputs != (dict(current.inputs) if current else {})
+    found = []
+    for bucket in range(lake.buckets):
+        current = lake.current("bill", bucket)
+        inputs = _bill_inputs(lake, bucket, known, _unsynced(lake, bucket, known, decided), decided, taken)
+        if inputs != (dict(current.inputs) if current else {}):
+            found.append(bucket)
+    return found
 
 
 def shown_at_once(root: Path, pump: str | None = None) -> bool:

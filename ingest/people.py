@@ -115,7 +115,7 @@ def add(lake: Lake, decision: Decision) -> None:
 
 
 def releases(lake: Lake) -> list[Release]:
-    """All releases, oldest first. Raises StorageError where the chain is broken, or lacks one that the audit names."""
+    """All releases, oldest first. Raises StorageError where the chain is broken; what is lost at its end `whole` tells."""
     found: list[Release] = []
     for path in files.listed(lake.root / _RELEASES, "[0-9]*.json"):
         release = _read(path)
@@ -126,6 +126,12 @@ def releases(lake: Lake) -> list[Release]:
         ):
             raise _broken(path, "It does not follow on the release before it.", "chain")
         found.append(release)
+    return found
+
+
+def whole(lake: Lake) -> list[Release]:
+    """All releases, oldest first. Raises StorageError where the chain is broken, or lacks one that the audit names."""
+    found = releases(lake)
     told = lake.read(_AUDIT, AUDIT, columns=["what", "about"]).to_pylist()
     lost = {row["about"] for row in told if row["what"] == _RELEASE} - {release.release_id for release in found}
     if lost:
@@ -153,7 +159,7 @@ def take(lake: Lake, rows: pa.Table, *, by: str, at: datetime, payer: str | None
     The id comes from the rows and the release before: a run that was killed gives the same one again.
     """
     with lake.lock(_RELEASES, 0):
-        before = releases(lake)
+        before = whole(lake)
         previous = before[-1].sha256 if before else ""
         planned = plan(rows, by=by, at=at, payer=payer, month=month, number=len(before) + 1, previous=previous)
         frozen = _frozen(rows, planned.release_id)
@@ -289,7 +295,7 @@ def verify(lake: Lake) -> list[Problem]:
     """
     folder = lake.root / _RELEASES
     try:
-        found = releases(lake)
+        found = whole(lake)
     except StorageError as error:
         return [Problem(error.code, folder, str(error))]
     problems = [

@@ -417,6 +417,7 @@ def release(
     if month is not None:
         views.months(month)
     with lake.lock("releases", 0):
+        people.whole(lake)
         if night.stale(root):
             raise _stale()
         rows, _ = _to_take(views.select(lake, "lines"), payer, month)

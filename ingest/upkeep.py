@@ -38,28 +38,37 @@ def verify(root: Path, progress: Callable[[str, int, int], None] = lambda step, 
     found = verify_files(root)
     if found:
         return found
-    stale, unbilled = night.touched(root), night.unbilled(root)
-    for bucket in range(lake.buckets):
-        progress("derived anew", bucket, lake.buckets)
-        if bucket in stale:
-            found.append(Finding("stale", f"Bucket {bucket} has inputs that its tables do not show yet; run nightly."))
-            continue
-        for name, anew in night.derived_anew(root, bucket).items():
-            published = lake.read(name, night.CONSOLIDATED[name], buckets=[bucket])
-            if files.parquet(_sorted(published)) != files.parquet(_sorted(anew)):
-                found.append(Finding("differs", f"Table {name} of bucket {bucket} is not what its captures give."))
-    if found:
-        return found
-    for bucket in range(lake.buckets):
-        progress("billed anew", bucket, lake.buckets)
-        if bucket in unbilled:
-            found.append(Finding("stale", f"The lines of bucket {bucket} do not show yet what they rest on; run nightly."))
-            continue
-        for name, anew in night.billed_anew(root, bucket).items():
-            published = lake.read(name, night.BILLED[name], buckets=[bucket])
-            if files.parquet(_sorted(published)) != files.parquet(_sorted(anew)):
-                found.append(Finding("differs", f"Table {name} of bucket {bucket} is not what its sessions give."))
-    progress("billed anew", lake.buckets, lake.buckets)
+    for step, behind, anew, schemas, late, of in (
+        (
+            "derived anew",
+            night.touched,
+            night.derived_anew,
+            night.CONSOLIDATED,
+            "Bucket {} has inputs that its tables do not show yet",
+            "captures",
+        ),
+        (
+            "billed anew",
+            night.unbilled,
+            night.billed_anew,
+            night.BILLED,
+            "The lines of bucket {} do not show yet what they rest on",
+            "sessions",
+        ),
+    ):
+        stale = behind(root)
+        for bucket in range(lake.buckets):
+            progress(step, bucket, lake.buckets)
+            if bucket in stale:
+                found.append(Finding("stale", f"{late.format(bucket)}; run nightly."))
+                continue
+            for name, given in anew(root, bucket).items():
+                published = lake.read(name, schemas[name], buckets=[bucket])
+                if files.parquet(_sorted(published)) != files.parquet(_sorted(given)):
+                    found.append(Finding("differs", f"Table {name} of bucket {bucket} is not what its {of} give."))
+        progress(step, lake.buckets, lake.buckets)
+        if found:
+            break
     return found
 
 

@@ -40,12 +40,13 @@ class Worklist:
             holds = code in case.holding or code in ALWAYS_HOLD
             cleared, lapsed = case.cleared.get(code), case.lapsed.get(code)
             says = f" Cleared by {_whose(cleared)}." if cleared else _no_longer(lapsed) if lapsed else ""
+            does = self.stops(case.session_ids) if code == "NO_STOP" else ""
             if code == DECISION_LAPSED:
                 says += "".join(_no_longer(one) for one in case.fallen)
+                does = "".join(_undo(one) for one in case.fallen)
             if code == REVIEWER_HOLD:
                 says += "".join(f" {_whose(one)}{': ' + one.note if one.note else ''}." for one in case.held)
-            undone = case.fallen if code == DECISION_LAPSED else case.held if code == REVIEWER_HOLD else []
-            does = self.stops(case.session_ids) if code == "NO_STOP" else "".join(map(_undo, undone))
+                does = "".join(_undo(one) for one in case.held)
             says += "".join(f" Note of {_whose(one)}: {one.note}" for one in case.notes)
             self._item(
                 code,

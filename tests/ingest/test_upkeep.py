@@ -137,6 +137,13 @@ def test_what_is_damaged_is_to_be_derived_again_only_where_it_can_be(lake):
         with pytest.raises(StorageError) as raised:
             Lake.open(lake).read(name, {**night.BILLED, **night.CONSOLIDATED, "raw": RAW_SCHEMA}[name])
         said[name] = raised.value.do
+    for stage, schemas in (("consolidate", night.CONSOLIDATED), ("bill", night.BILLED)):
+        for name in schemas:
+            path = next((lake / name).rglob("*.parquet"), None)
+            if path is not None:
+                path.write_bytes(b"")
+                with pytest.raises(StorageError, match=f"manifests/{stage} "):
+                    Lake.open(lake).read(name, schemas[name])
     assert "manifests/bill" in said["lines"]
     assert "manifests/consolidate" in said["sessions"]
     assert "backup" in said["raw"]
